@@ -1,0 +1,111 @@
+# Everything is a target here: `make` alone lists them. Needs GNU make, Python 3.11 or newer, and
+# nothing else to `run`; `test` installs the servers it needs where it may (see deploy/local).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+# One environment for everything, from one lock: what runs is what was tested. Images take less.
+READY := .venv/.synced
+CODE := services libs deploy clients tests
+
+# How many tests at once. Files stay whole: their tests share what is costly to set up.
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --dist loadfile
+UNIT_PARALLEL := -n $(WORKERS) --dist worksteal
+# Test folders that exist; TESTS=... and ARGS="-k telemetry -x" narrow a run down.
+TESTS ?= $(wildcard tests/unit tests/service tests/contract tests/system)
+ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  \033[36m%-9s\033[0m %s\n", $$1, $$2}' Makefile
+
+##@ Run
+
+.PHONY: run
+run: $(READY) ## the whole platform with a simulated plant, no server needed (PORT=8000 SIM=off)
+	@exec $(PYTHON) -m deploy.edge $(if $(PORT),--port $(PORT)) $(if $(SIM),--sim $(SIM))
+
+.PHONY: cluster
+cluster: $(READY) ## the same as one process a service, with private RabbitMQ, Redis, PostgreSQL (PORT=)
+	@$(PYTHON) -m deploy.local.servers --install
+	@exec $(PYTHON) -m deploy.local.cluster $(if $(PORT),--port $(PORT))
+
+.PHONY: logs
+logs: ## follow what the running platform and its servers write
+	@find .run -type f \( -name '*.log' -o -name log \) -print0 2>/dev/null \
+	  | xargs -0 --no-run-if-empty tail -n 20 -F
+
+##@ Work
+
+.PHONY: setup
+setup: $(READY) ## make .venv with what requirements/dev.lock names
+
+$(READY): requirements/dev.lock deploy/local/setup.sh
+	@bash deploy/local/setup.sh
+
+.PHONY: check
+check: $(READY) ## what must hold before a commit: format, lint, types, imports, unit tests
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary $(CODE)
+	@broken=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$broken"; exit 1; }
+	@$(PYTHON) -m pytest -q $(UNIT_PARALLEL) tests/unit $(ARGS)
+
+.PHONY: test
+test: $(READY) ## unit, service, contract and system tests, on real servers (TESTS= ARGS=)
+	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m pytest -q $(PARALLEL) $(TESTS) $(ARGS)
+
+.PHONY: system
+system: $(READY) ## the system tests alone
+	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m pytest tests/system $(ARGS)
+
+.PHONY: faults
+faults: $(READY) ## kill, stop, cut and fill things, and look for what is lost
+	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m pytest tests/faults $(ARGS)
+
+.PHONY: soak
+soak: $(READY) ## run under load for a while and look for what grows (ARGS="--minutes 10")
+	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m tests.bench.soak $(ARGS)
+
+.PHONY: bench
+bench: $(READY) ## measure one promise, or all (NAME=ingest ARGS=--json)
+	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m tests.bench.$(if $(NAME),$(NAME),all) $(ARGS)
+
+##@ Database
+
+SECTIONS := platform bus historian gateway tenancy ingest rules analytics ml alerting retention
+
+.PHONY: migrate
+migrate: $(READY) ## bring every schema of DATABASE_ADMIN_URL's database to the newest version
+	@for section in $(SECTIONS); do \
+	  echo "$$section"; $(PYTHON) -m alembic -n $$section upgrade head; done
+
+.PHONY: revision
+revision: $(READY) ## begin a migration (SECTION=alerting NAME="add a column")
+	@test -n "$(SECTION)" -a -n "$(NAME)" || { echo 'usage: make revision SECTION=alerting NAME="add a column"'; exit 2; }
+	@$(PYTHON) -m alembic -n $(SECTION) revision -m "$(NAME)"
+
+##@ House
+
+.PHONY: lock
+lock: $(READY) ## choose versions anew: requirements/dev.lock from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --extra dev pyproject.toml \
+	  -o requirements/dev.lock
+
+.PHONY: clean
+clean: ## remove .venv and caches; the edge's data in .run stay (rm -r .run removes them too)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
