@@ -1,0 +1,450 @@
+"""The edge's bus: a durable log in PostgreSQL, an offset for each subscriber.
+
+Publishing returns after COMMIT, and every subscriber goes on at its own offset, so that an
+acknowledgement means the same as on RabbitMQ. The outbox *is* the log here: an event emitted in
+a transaction is appended by it. Appends are serialised (see `bus.append`), so that reading
+"position > mine" skips nothing. Subscribers in this process are woken at once; a tick is the net
+for what other processes append.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import asyncpg
+import msgspec
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from libs.common.bus.base import Bus, Handle, Mode, Outbox, Subscription
+from libs.common.bus.counts import Counts
+from libs.common.bus.outcome import Outcome, is_transient, outcome_of
+from libs.common.clock import Clock
+from libs.common.errors import Unavailable
+from libs.common.events.base import Message
+
+log = structlog.get_logger(__name__)
+
+APPEND = """
+    SELECT bus.append($1::text[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
+                      $6::uuid[], $7::int[], $8::text[], $9::bytea[])
+"""
+
+READ = """
+    SELECT head.position AS head, m.* FROM (SELECT max(position) AS position FROM bus.log) AS head
+    LEFT JOIN LATERAL (
+      SELECT position, id, type, source, time, tenant_id, shard, traceparent, body FROM bus.log
+      WHERE position > $1 AND topic = $2 AND type = ANY($3) ORDER BY position LIMIT $4
+    ) AS m ON true
+    ORDER BY m.position
+"""
+"""The head and the rows of one snapshot: fewer rows than asked for means all up to the head is read."""
+
+SPAN = 8192
+"""Positions in one partition of the log."""
+
+READ_AT_ONCE = 256
+TICK_S = 1.0
+TRIM_S = 10.0
+FIRST_RETRY_S = 0.2
+LONGEST_RETRY_S = 30.0
+LONGEST_PAUSE_S = 5.0
+STOP_S = 10.0
+
+
+@dataclass(slots=True)
+class _Subscriber:
+    subscription: Subscription
+    handle: Handle
+    position: int = 0
+    saved: int = 0
+    retry_due: bool = True
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def name(self) -> str:
+        return self.subscription.name
+
+    @property
+    def durable(self) -> bool:
+        return self.subscription.mode is Mode.SHARED
+
+
+class LocalBus(Bus):
+    """The log, read and written as role `bus_rw`.
+
+    `forget_others` at `start` gives up the offsets of subscriptions that no longer exist in the
+    code; only the process that runs all services may ask for it.
+    """
+
+    def __init__(self, database_url: str, clock: Clock, *, forget_others: bool = False) -> None:
+        self._url = database_url
+        self._clock = clock
+        self._forget_others = forget_others
+        self._pool: asyncpg.Pool | None = None
+        self._subscribers: list[_Subscriber] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pending: list[tuple[Sequence[Message], asyncio.Future[None]]] = []
+        self._appendable = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Append the messages and return once they are committed."""
+        if not messages:
+            return
+        if self._pool is None or self._stopping.is_set():
+            raise Unavailable("the event log is not open", retry_after_s=1)
+        appended = asyncio.get_running_loop().create_future()
+        self._pending.append((messages, appended))
+        self._appendable.set()
+        await appended
+
+    def subscribe(self, subscription: Subscription, handle: Handle) -> None:
+        """Listen from `start` on."""
+        if any(s.name == subscription.name and s.durable for s in self._subscribers):
+            raise ValueError(f"subscription {subscription.name} is declared twice")
+        self._subscribers.append(_Subscriber(subscription, handle))
+
+    def outbox(self, schema: str) -> Outbox:
+        """Return the outbox, which is the log itself."""
+        return _LogOutbox(self)
+
+    async def start(self) -> None:
+        """Open the log and begin to deliver."""
+        self._stopping.clear()
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=1,
+            max_size=8,
+            timeout=5,
+            command_timeout=60,
+            server_settings={"application_name": "iiot-bus", "jit": "off"},
+        )
+        await self._register()
+        self._tasks = [asyncio.create_task(self._append_pending(), name="bus.append")]
+        self._tasks += [asyncio.create_task(self._trim(), name="bus.trim")]
+        self._tasks += [
+            asyncio.create_task(self._deliver(s), name=f"bus.{s.name}") for s in self._subscribers
+        ]
+
+    async def stop(self) -> None:
+        """Let what is being handled finish (10 s at most), save the offsets, close."""
+        if self._pool is None:
+            return
+        self._stopping.set()
+        self.wake()
+        self._appendable.set()
+        _, late = await asyncio.wait(self._tasks, timeout=STOP_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            for subscriber in self._subscribers:
+                await self._save(subscriber)
+        await self._pool.close()
+        self._pool = None
+
+    async def check(self) -> None:
+        """Return if the log can be read now."""
+        if self._pool is None:
+            raise Unavailable("the event log is not open")
+        try:
+            await self._pool.fetchval("SELECT 1")
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise Unavailable("the event log cannot be reached") from error
+
+    def wake(self) -> None:
+        """Tell every subscriber to look at the log now."""
+        for subscriber in self._subscribers:
+            subscriber.wake.set()
+
+    def counts(self) -> dict[str, Counts]:
+        """Return what each subscription went through since the start."""
+        return {s.name: s.counts for s in self._subscribers}
+
+    async def _register(self) -> None:
+        assert self._pool is not None
+        head = await self._pool.fetchval("SELECT coalesce(max(position), 0) FROM bus.log")
+        names = [s.name for s in self._subscribers if s.durable]
+        if self._forget_others:
+            await self._pool.execute("DELETE FROM bus.subscribers WHERE name <> ALL($1)", names)
+        for subscriber in self._subscribers:
+            subscriber.position = subscriber.saved = head
+            if subscriber.durable:
+                subscriber.position = subscriber.saved = await self._pool.fetchval(
+                    "INSERT INTO bus.subscribers VALUES ($1, $2)"
+                    " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING position",
+                    subscriber.name,
+                    head,
+                )
+
+    # --- writing
+
+    async def _append_pending(self) -> None:
+        """Commit whatever waits as one transaction, again and again: batches grow under load."""
+        assert self._pool is not None
+        while True:
+            if not self._pending:
+                if self._stopping.is_set():
+                    return
+                self._appendable.clear()
+                await self._appendable.wait()
+                continue
+            batch, self._pending = self._pending, []
+            try:
+                await self._pool.fetchval(
+                    APPEND, *_columns([m for messages, _ in batch for m in messages])
+                )
+            except Exception as error:  # noqa: BLE001 - whatever it is belongs to those who wait
+                reason = error
+                if is_transient(error):
+                    reason = Unavailable("the event log cannot be written now", retry_after_s=1)
+                    reason.__cause__ = error
+                for _, appended in batch:
+                    if not appended.done():
+                        appended.set_exception(reason)
+                continue
+            for _, appended in batch:
+                if not appended.done():
+                    appended.set_result(None)
+            self.wake()
+
+    async def _trim(self) -> None:
+        """Make partitions ahead and drop those that everyone has read."""
+        assert self._pool is not None
+        while not self._stopping.is_set():
+            try:
+                for subscriber in self._subscribers:
+                    await self._save(subscriber)
+                await self._pool.execute("SELECT bus.turn(2, $1)", SPAN)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("the event log could not be trimmed", error=repr(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TRIM_S)
+
+    # --- reading
+
+    async def _deliver(self, subscriber: _Subscriber) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            subscriber.wake.clear()
+            try:
+                wait_s = await self._retry_due(subscriber)
+                read_all = await self._read(subscriber)
+                failures = 0
+            except Exception as error:
+                # Only the log itself can fail here: what handlers raise was judged already.
+                failures += 1
+                if not is_transient(error):
+                    log.exception("reading the event log failed", subscription=subscriber.name)
+                await self._pause(subscriber, failures)
+                continue
+            if read_all:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(subscriber.wake.wait(), min(wait_s, TICK_S))
+
+    async def _read(self, subscriber: _Subscriber) -> bool:
+        """Handle what the log holds for a subscriber; return whether it has read all."""
+        assert self._pool is not None
+        subscription = subscriber.subscription
+        topic = "telemetry" if subscription.sharded else "events"
+        rows = await self._pool.fetch(
+            READ, subscriber.position, topic, list(subscription.types), READ_AT_ONCE
+        )
+        messages = [(row["position"], _message(row)) for row in rows if row["id"] is not None]
+        for start in range(0, len(messages), subscription.batch):
+            chunk = messages[start : start + subscription.batch]
+            if not await self._handle(subscriber, [m for _, m in chunk]):
+                return True  # stopping: not handled, so not passed
+            subscriber.position = chunk[-1][0]
+        if len(messages) < READ_AT_ONCE and rows[0]["head"] is not None:
+            subscriber.position = max(subscriber.position, rows[0]["head"])
+        if subscriber.durable and messages:
+            await self._save(subscriber)
+        return len(messages) < READ_AT_ONCE
+
+    async def _handle(self, subscriber: _Subscriber, messages: Sequence[Message]) -> bool:
+        """Bring a batch to its end; False if the bus is stopping before that."""
+        pauses = 0
+        while True:
+            try:
+                await subscriber.handle(messages)
+            except Exception as error:  # noqa: BLE001 - judged, whatever it is
+                outcome = outcome_of(error)
+                if outcome is Outcome.PAUSE:
+                    if self._stopping.is_set():
+                        return False
+                    pauses += 1
+                    log.warning("paused", subscription=subscriber.name, error=repr(error))
+                    await self._pause(subscriber, pauses)
+                    continue
+                if len(messages) > 1:
+                    # Whatever it is, it is one message's; the others were rolled back with it.
+                    for message in messages:
+                        if not await self._handle(subscriber, [message]):
+                            return False
+                    return True
+                if outcome is not Outcome.DONE:
+                    await self._set_aside(subscriber, messages[0], error, outcome, attempts=1)
+                    return True
+            subscriber.counts.handled += len(messages)
+            return True
+
+    async def _retry_due(self, subscriber: _Subscriber) -> float:
+        """Try again what is due; return the seconds until the next."""
+        assert self._pool is not None
+        if not subscriber.durable or not subscriber.retry_due:
+            return TICK_S
+        now = self._clock.now()
+        rows = await self._pool.fetch(
+            "SELECT attempts, message FROM bus.retries"
+            " WHERE subscriber = $1 AND due_at <= $2 ORDER BY due_at",
+            subscriber.name,
+            now,
+        )
+        for row in rows:
+            message = msgspec.msgpack.decode(row["message"], type=Message)
+            try:
+                await subscriber.handle([message])
+            except Exception as error:  # noqa: BLE001 - judged, whatever it is
+                outcome = outcome_of(error)
+                if outcome is not Outcome.DONE:
+                    await self._set_aside(
+                        subscriber, message, error, outcome, attempts=row["attempts"] + 1
+                    )
+                    continue
+            await self._pool.execute(
+                "DELETE FROM bus.retries WHERE subscriber = $1 AND id = $2",
+                subscriber.name,
+                message.id,
+            )
+            subscriber.counts.handled += 1
+        due_at = await self._pool.fetchval(
+            "SELECT min(due_at) FROM bus.retries WHERE subscriber = $1", subscriber.name
+        )
+        subscriber.retry_due = due_at is not None
+        if due_at is None:
+            return TICK_S
+        return float(max(0.01, (due_at - self._clock.now()).total_seconds()))
+
+    async def _set_aside(
+        self,
+        subscriber: _Subscriber,
+        message: Message,
+        error: BaseException,
+        outcome: Outcome,
+        *,
+        attempts: int,
+    ) -> None:
+        """Keep a message that failed: to be tried again later, or as a dead letter."""
+        assert self._pool is not None
+        body = msgspec.msgpack.encode(message)
+        reason = f"{type(error).__name__}: {error}"
+        if outcome is Outcome.PAUSE:
+            attempts -= 1  # its own turn did not come: not an attempt
+        dead = outcome is Outcome.DEAD_LETTER or attempts >= subscriber.subscription.attempts
+        if not subscriber.durable:
+            log.error("given up", subscription=subscriber.name, type=message.type, error=reason)
+            subscriber.counts.dead += 1
+            return
+        async with self._pool.acquire() as connection, connection.transaction():
+            if dead:
+                await connection.execute(
+                    "INSERT INTO bus.dead_letters (subscriber, id, type, tenant_id, reason, message)"
+                    " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (subscriber, id) DO NOTHING",
+                    subscriber.name,
+                    message.id,
+                    message.type,
+                    message.tenant_id,
+                    reason,
+                    body,
+                )
+                await connection.execute(
+                    "DELETE FROM bus.retries WHERE subscriber = $1 AND id = $2",
+                    subscriber.name,
+                    message.id,
+                )
+            else:
+                delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** (max(attempts, 1) - 1))
+                await connection.execute(
+                    "INSERT INTO bus.retries VALUES ($1, $2, $3, $4, $5)"
+                    " ON CONFLICT (subscriber, id)"
+                    " DO UPDATE SET attempts = excluded.attempts, due_at = excluded.due_at",
+                    subscriber.name,
+                    message.id,
+                    attempts,
+                    self._clock.now() + timedelta(seconds=delay_s),
+                    body,
+                )
+        subscriber.retry_due = True
+        if dead:
+            subscriber.counts.dead += 1
+            log.error("dead letter", subscription=subscriber.name, type=message.type, error=reason)
+        else:
+            subscriber.counts.retried += 1
+            log.warning("will retry", subscription=subscriber.name, type=message.type, error=reason)
+
+    async def _pause(self, subscriber: _Subscriber, times: int) -> None:
+        subscriber.counts.pauses += 1
+        delay_s = min(LONGEST_PAUSE_S, 0.1 * 2 ** min(times - 1, 10)) * random.uniform(0.8, 1.2)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+
+    async def _save(self, subscriber: _Subscriber) -> None:
+        """Note how far a subscriber has read. Lost in a crash, it reads a little twice."""
+        assert self._pool is not None
+        if not subscriber.durable or subscriber.saved == subscriber.position:
+            return
+        position = subscriber.position
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL synchronous_commit = off")
+            await connection.execute(
+                "UPDATE bus.subscribers SET position = $2 WHERE name = $1 AND position < $2",
+                subscriber.name,
+                position,
+            )
+        subscriber.saved = position
+
+
+class _LogOutbox(Outbox):
+    """Appends to the log within the transaction that says the events."""
+
+    def __init__(self, bus: LocalBus) -> None:
+        self._bus = bus
+
+    async def write(self, connection: AsyncConnection, messages: Sequence[Message]) -> None:
+        await connection.exec_driver_sql(APPEND, tuple(_columns(messages)))
+
+    def committed(self) -> None:
+        self._bus.wake()
+
+
+def _columns(messages: Sequence[Message]) -> list[list[object]]:
+    return [
+        ["events" if m.shard is None else "telemetry" for m in messages],
+        [m.id for m in messages],
+        [m.type for m in messages],
+        [m.source for m in messages],
+        [m.time for m in messages],
+        [m.tenant_id for m in messages],
+        [m.shard for m in messages],
+        [m.traceparent for m in messages],
+        [m.body for m in messages],
+    ]
+
+
+def _message(row: asyncpg.Record) -> Message:
+    return Message(
+        id=row["id"],
+        type=row["type"],
+        source=row["source"],
+        time=row["time"],
+        tenant_id=row["tenant_id"],
+        shard=row["shard"],
+        traceparent=row["traceparent"],
+        body=row["body"],
+    )

@@ -1,0 +1,63 @@
+"""Running one service as a process of its own: `python -m services.<name>`."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+
+from libs.common import log
+from libs.common.bus.base import Bus
+from libs.common.bus.rabbit import RabbitBus
+from libs.common.clock import Clock, SystemClock
+from libs.common.db.engine import Database
+from libs.common.settings import ServiceSettings
+
+T = TypeVar("T", bound=ServiceSettings)
+
+
+def main(service: str, settings: T, build: Callable[[T, Bus, Clock], FastAPI]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what has begun and end."""
+    log.configure(service, level=settings.log_level, file=settings.log_file)
+    relay = Database(
+        settings.engine_database_url.get_secret_value(),
+        pool_size=1,
+        across_tenants=True,
+        application_name=f"{service}-relay",
+    )
+    bus = RabbitBus(
+        settings.bus_url.get_secret_value(),
+        service=service,
+        shards=settings.telemetry_shards,
+        relays={service: relay},
+    )
+    app = build(settings, bus, SystemClock())
+    with_bus(app, bus)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain.total_seconds()),
+    )
+
+
+def with_bus(app: FastAPI, bus: Bus) -> None:
+    """Let the bus deliver while the app lives: after its resources are open, until before they close."""
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with inner(app):
+            await bus.start()
+            try:
+                yield
+            finally:
+                await bus.stop()
+
+    app.router.lifespan_context = lifespan
