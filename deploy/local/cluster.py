@@ -1,0 +1,231 @@
+"""The platform as a cluster without containers: one process a service, on private servers.
+
+`make cluster` runs it for people; the system and fault tests use `Cluster` to kill its parts and
+start them again. Every process has its own port, log and database roles, as it would in a pod.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.local import servers
+from deploy.local.database import PlatformDatabase
+from deploy.local.errors import ServerError
+from deploy.local.processes import LOOPBACK, Command, ServerProcess, is_port_free, keep_ports
+from deploy.local.state import State
+from libs.common.db.roles import HISTORIAN_WRITER
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of the cluster: which service, under what name, with what of its own."""
+
+    name: str
+    service: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+# Two processes of one service: what talks to devices, and what writes the historian.
+INGEST = Member("ingest", "ingest", {"INGEST_WRITER": "false"})
+INGEST_WRITER = Member("ingest-writer", "ingest", {"INGEST_ENDPOINTS": "false"})
+
+MEMBERS = (
+    Member("gateway", "gateway"),
+    Member("tenancy", "tenancy"),
+    INGEST,
+    INGEST_WRITER,
+    *(Member(name, name) for name in ("rules", "analytics", "ml", "alerting", "retention")),
+)
+"""The whole cluster."""
+
+
+class Cluster:
+    """Servers and services of one directory. Blocks; from async code call it in a thread.
+
+    `env` is given to every process; `ports` are those that must be these: by member, and "mqtt".
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        members: Sequence[Member] = MEMBERS,
+        env: Mapping[str, str] | None = None,
+        ports: Mapping[str, int] | None = None,
+    ) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.postgres = servers.postgres(
+            directory / "postgres", config={"max_connections": 200, "shared_buffers": "256MB"}
+        )
+        self.database = PlatformDatabase(self.postgres, directory / "passwords.json")
+        self.rabbitmq = servers.rabbitmq(directory / "rabbitmq")
+        self.redis = servers.redis(directory / "redis")
+        self._members = {member.name: member for member in members}
+        self._env = dict(env or {})
+        self._ports = {
+            **keep_ports(directory / "ports.json", [*self._members, "mqtt"]),
+            **(ports or {}),
+        }
+        self._processes = {
+            name: ServerProcess(name, log=directory / "log" / f"{name}.log")
+            for name in self._members
+        }
+
+    @property
+    def mqtt_port(self) -> int:
+        """Where devices connect."""
+        return self._ports["mqtt"]
+
+    @property
+    def admin_url(self) -> str:
+        """The database's, as its superuser."""
+        return self.database.admin_url
+
+    def url(self, name: str) -> str:
+        """Return where a process serves HTTP."""
+        return f"http://{LOOPBACK}:{self._ports[name]}"
+
+    def pid(self, name: str) -> int:
+        """Return a process's id."""
+        return self._processes[name].pid
+
+    def log_tail(self, name: str, lines: int = 30) -> str:
+        """Return the end of a process's log."""
+        return self._processes[name].log_tail(lines)
+
+    def start(self) -> None:
+        """Start the servers, bring the database up to date, start all services; ready on return."""
+        self.rabbitmq.start()
+        self.redis.start()
+        self.postgres.start()
+        asyncio.run(self.database.prepare())
+        for name in self._members:
+            self._launch(name)
+        for name in self._members:
+            self._await_ready(name)
+
+    def stop(self) -> None:
+        """End everything, the servers last."""
+        for process in self._processes.values():
+            process.stop()
+        for server in (self.postgres, self.redis, self.rabbitmq):
+            server.stop()
+
+    def kill(self, name: str) -> None:
+        """End a process with SIGKILL."""
+        self._processes[name].kill()
+
+    def restart(self, name: str) -> None:
+        """Start a process that was killed; ready on return."""
+        self._launch(name)
+        self._await_ready(name)
+
+    def _launch(self, name: str) -> None:
+        member = self._members[name]
+        self._processes[name].start(
+            Command(
+                [sys.executable, "-m", f"services.{member.service}"],
+                env=self._environment(member),
+                cwd=ROOT,
+            )
+        )
+
+    def _environment(self, member: Member) -> dict[str, str]:
+        prefix = member.service.upper()
+        gateway = self._ports.get("gateway", 8000)
+        return {
+            **os.environ,
+            "HOST": LOOPBACK,
+            "BUS_URL": self.rabbitmq.url,
+            "REDIS_URL": self.redis.url,
+            "GATEWAY_JWKS_URL": f"http://{LOOPBACK}:{gateway}/.well-known/jwks.json",
+            f"{prefix}_PORT": str(self._ports[member.name]),
+            **{
+                f"{prefix}_{name.upper()}": url
+                for name, url in self.database.of_service(member.service).items()
+            },
+            "INGEST_HISTORIAN_WRITER_URL": self.database.url(HISTORIAN_WRITER),
+            "INGEST_MQTT_HOST": LOOPBACK,
+            "INGEST_MQTT_PORT": str(self._ports["mqtt"]),
+            "GATEWAY_UPSTREAMS": json.dumps(
+                {name: self.url(name) for name in self._members if name != "gateway"}
+            ),
+            **self._env,
+            **member.env,
+        }
+
+    def _await_ready(self, name: str) -> None:
+        self._processes[name].wait_until(
+            lambda: _is_ready(f"{self.url(name)}/health/ready"), within_s=READY_S
+        )
+
+
+def _is_ready(url: str) -> bool:
+    with (
+        contextlib.suppress(urllib.error.URLError, OSError),
+        urllib.request.urlopen(url, timeout=2) as answer,  # noqa: S310 - our own loopback address
+    ):
+        return bool(answer.status == 200)
+    return False
+
+
+def main(
+    *,
+    port: Annotated[int, typer.Option(help="Where the gateway serves.")] = 8000,
+    mqtt_port: Annotated[int, typer.Option(help="Where devices connect.")] = 1883,
+    state: Annotated[Path, typer.Option(help="What is kept between starts.")] = ROOT
+    / ".run"
+    / "cluster",
+) -> None:
+    """Run the platform as one process a service, on private servers. Ctrl-C stops it."""
+    for number in (port, mqtt_port):
+        if not is_port_free(number):
+            print(f"port {number} is taken; choose others with --port and --mqtt-port")
+            raise SystemExit(1)
+    state.mkdir(parents=True, exist_ok=True)
+    admin = State.load(state / "state.json")
+    cluster = Cluster(
+        state,
+        env={
+            "TENANCY_FIRST_ADMIN_EMAIL": admin.admin_email,
+            "TENANCY_FIRST_ADMIN_PASSWORD": admin.admin_password,
+        },
+        ports={"gateway": port, "mqtt": mqtt_port},
+    )
+    # What ends us must end the servers too, and in order.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        print("Starting PostgreSQL, RabbitMQ, Redis and nine processes …")
+        cluster.start()
+        print(f"API      {cluster.url('gateway')}/api/v1/docs")
+        print(f"Devices  MQTT {LOOPBACK}:{mqtt_port}")
+        print(f"Log in   {admin.admin_email}  {admin.admin_password}")
+        print(f"Logs     {state / 'log'}")
+        print("Ctrl-C stops it.")
+        signal.pause()
+    except KeyboardInterrupt:
+        print("\nStopping …")
+    except ServerError as error:
+        print(error)
+        raise SystemExit(1) from error
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    typer.run(main)
