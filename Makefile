@@ -99,11 +99,18 @@ revision: $(READY) ## begin a migration (SECTION=alerting NAME="add a column")
 
 ##@ House
 
+# Each image's own packages, at the versions of dev.lock: what runs is what was tested.
+IMAGES := gateway tenancy ingest rules analytics ml alerting retention migrate
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header --no-annotate
+
 .PHONY: lock
-lock: $(READY) ## choose versions anew: requirements/dev.lock from pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
-	  --no-emit-index-url --no-header --no-annotate --extra dev pyproject.toml \
-	  -o requirements/dev.lock
+lock: $(READY) ## choose versions anew: requirements/*.lock from pyproject.toml
+	@$(COMPILE) --upgrade --extra dev pyproject.toml -o requirements/dev.lock
+	@for image in $(IMAGES); do \
+	  $(COMPILE) --upgrade --constraint requirements/dev.lock --extra $$image pyproject.toml \
+	    -o requirements/$$image.lock; done
+	@echo uv | $(COMPILE) --upgrade --constraint requirements/dev.lock - -o requirements/build.lock
 
 .PHONY: clean
 clean: ## remove .venv and caches; the edge's data in .run stay (rm -r .run removes them too)

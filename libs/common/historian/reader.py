@@ -137,7 +137,8 @@ _SQL = {
 
 _PLAIN = f"""
     SELECT date_bin(:width, ts, {_BINS_FROM}) AS bucket, ts, value FROM historian.points
-    WHERE tenant = :tenant AND series = :series AND ts >= :start AND ts < :end AND quality < 2
+    WHERE tenant = :tenant AND series = :series AND ts >= :start AND ts < :end
+      AND quality < {Quality.BAD:d}
 """  # noqa: S608 - put together from constants
 
 _HELD = f"""
@@ -193,8 +194,9 @@ async def read_points(
     *,
     limit: int,
     newest_first: bool = False,
+    usable: bool = False,
 ) -> Points:
-    """Return up to `limit` points of [start, end), of every quality."""
+    """Return up to `limit` points of [start, end): of every quality, or just what is not bad."""
     connection = await session.connection()
     driver: Any = (await connection.get_raw_connection()).driver_connection
     received: list[bytes] = []
@@ -207,6 +209,7 @@ async def read_points(
         "SELECT ts, value, quality FROM historian.points"  # noqa: S608 - as above
         f" WHERE tenant = {series.tenant:d} AND series = {series.id:d}"
         f" AND ts >= '{_literal(start)}' AND ts < '{_literal(end)}'"
+        f"{f' AND quality < {Quality.BAD:d}' if usable else ''}"
         f" ORDER BY ts{' DESC' if newest_first else ''} LIMIT {limit:d}",
         output=receive,
         format="binary",
@@ -225,11 +228,12 @@ async def stream_points(
     start: datetime,
     end: datetime,
     *,
+    usable: bool = False,
     chunk: int = CHUNK_POINTS,
 ) -> AsyncIterator[Points]:
     """Return all points of [start, end), oldest first, in chunks of equal size but for the last."""
     while True:
-        points = await read_points(session, series, start, end, limit=chunk)
+        points = await read_points(session, series, start, end, limit=chunk, usable=usable)
         if len(points):
             yield points
         if len(points) < chunk:

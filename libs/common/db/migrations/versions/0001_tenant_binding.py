@@ -1,6 +1,7 @@
 """The functions that row-level security and the timers stand on."""
 
 from libs.common.db.ddl import script
+from libs.common.db.roles import LOGIN_ROLES, OWNER
 
 revision = "0001"
 down_revision = None
@@ -31,5 +32,17 @@ def upgrade() -> None:
 
         GRANT USAGE ON SCHEMA sec TO PUBLIC;
         GRANT SELECT ON sec.clock TO PUBLIC;
+        """
+    )
+    # Whoever may make temporary objects may give a type a name that a SECURITY DEFINER function
+    # uses, and so run code as its owner: pg_temp is searched first, whatever the search_path says.
+    script(
+        f"""
+        RESET ROLE;
+        DO $$ BEGIN
+          EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+          EXECUTE format('GRANT CONNECT ON DATABASE %I TO {", ".join(LOGIN_ROLES)}', current_database());
+        END $$;
+        SET LOCAL ROLE {OWNER};
         """
     )

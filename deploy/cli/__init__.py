@@ -1,0 +1,1 @@
+"""The command `iiot`: what an operator does to a platform from a shell."""

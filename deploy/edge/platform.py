@@ -1,0 +1,139 @@
+"""All services in one process, on one database: the edge, and what the system tests run.
+
+Every service is built by its own `build`, with the log in PostgreSQL as its bus. The gateway is
+handed the other services' apps and calls them without a socket between; only it has a port, and
+ingest those of the devices.
+"""
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from ipaddress import IPv4Address
+
+from fastapi import FastAPI
+
+from deploy.edge.server import EmbeddedServer
+from deploy.local.database import PlatformDatabase
+from deploy.local.processes import LOOPBACK
+from libs.common.bus.local import LocalBus
+from libs.common.clock import Clock
+from libs.common.db.roles import BUS, HISTORIAN_WRITER
+
+SERVICES = ("tenancy", "ingest", "rules", "analytics", "ml", "alerting", "retention")
+"""In the order they are started; the gateway comes last, and people through it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How this edge is to be run. `smtp` and `webhooks` are host and port of the local catcher."""
+
+    host: str = LOOPBACK
+    port: int = 8000
+    mqtt_port: int = 1883
+    admin_email: str
+    admin_password: str
+    smtp: tuple[str, int] | None = None
+    webhooks: tuple[str, int] | None = None
+    settings: Mapping[str, Mapping[str, object]] | None = None
+    """Settings that differ, by service."""
+
+
+class Platform:
+    """The running platform."""
+
+    def __init__(
+        self, apps: Mapping[str, FastAPI], gateway: FastAPI, bus: LocalBus, url: str
+    ) -> None:
+        self.apps = apps
+        self.gateway = gateway
+        self.bus = bus
+        self.url = url
+
+    @property
+    def mqtt_port(self) -> int:
+        """Where devices connect."""
+        port: int = self.apps["ingest"].state.mqtt_port
+        return port
+
+
+@asynccontextmanager
+async def running(
+    database: PlatformDatabase, clock: Clock, options: Options
+) -> AsyncIterator[Platform]:
+    """Start everything on a prepared database; ready within, and stopped cleanly afterwards."""
+    bus = LocalBus(database.url(BUS), clock, forget_others=True)
+    url = f"http://{options.host}:{options.port}"
+    # The gateway is handed the others' apps, and they the keys that it signs with.
+    apps: dict[str, FastAPI] = {}
+    gateway = _build("gateway", database, bus, clock, options, url, upstreams=apps)
+    for service in SERVICES:
+        apps[service] = _build(
+            service, database, bus, clock, options, url, keys=gateway.state.keyring
+        )
+    async with AsyncExitStack() as stack:
+        for app in (*apps.values(), gateway):
+            await stack.enter_async_context(app.router.lifespan_context(app))
+        await bus.start()
+        stack.push_async_callback(bus.stop)
+        await stack.enter_async_context(_serving(gateway, options))
+        yield Platform(apps, gateway, bus, url)
+
+
+def _build(
+    service: str,
+    database: PlatformDatabase,
+    bus: LocalBus,
+    clock: Clock,
+    options: Options,
+    url: str,
+    **more: object,
+) -> FastAPI:
+    settings = import_module(f"services.{service}.settings").Settings(
+        **database.of_service(service),
+        gateway_jwks_url=f"{url}/.well-known/jwks.json",
+        **_own_settings(service, database, options, url),
+        **((options.settings or {}).get(service, {})),
+    )
+    app: FastAPI = import_module(f"services.{service}.app").build(settings, bus, clock, **more)
+    return app
+
+
+def _own_settings(
+    service: str, database: PlatformDatabase, options: Options, url: str
+) -> dict[str, object]:
+    match service:
+        case "tenancy":
+            return {
+                "first_admin_email": options.admin_email,
+                "first_admin_password": options.admin_password,
+            }
+        case "ingest":
+            return {
+                "historian_writer_url": database.url(HISTORIAN_WRITER),
+                "mqtt_host": options.host,
+                "mqtt_port": options.mqtt_port,
+            }
+        case "alerting":
+            settings: dict[str, object] = {"public_url": f"{url}/"}
+            if options.smtp is not None:
+                host, port = options.smtp
+                settings |= {"smtp_host": host, "smtp_port": port, "smtp_security": "none"}
+            if options.webhooks is not None:
+                host, port = options.webhooks
+                # The one address that the guard lets through: the inbox of this very machine.
+                settings["webhook_allow"] = frozenset({(IPv4Address(host), port)})
+            return settings
+        case _:
+            return {}
+
+
+@asynccontextmanager
+async def _serving(app: FastAPI, options: Options) -> AsyncIterator[None]:
+    server = EmbeddedServer(app, socket.create_server((options.host, options.port)), drain_s=5)
+    server.start()
+    try:
+        yield
+    finally:
+        await server.stop()

@@ -1,0 +1,35 @@
+"""A user, as tenancy describes one who may log in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A tenant that the user may enter, and what they may do there (patterns of permissions)."""
+
+    tenant_id: UUID
+    tenant_slug: str
+    tenant_name: str
+    roles: Sequence[str]
+    permissions: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user who may log in; the oldest membership stands first."""
+
+    user_id: UUID
+    email: str
+    name: str
+    is_platform_admin: bool
+    memberships: Sequence[Membership]
+
+    def membership_in(self, tenant_id: UUID) -> Membership | None:
+        """Return the membership of a tenant, if there is one."""
+        return next((m for m in self.memberships if m.tenant_id == tenant_id), None)
+
+    def membership_called(self, slug: str) -> Membership | None:
+        """Return the membership of the tenant with this short name, if there is one."""
+        return next((m for m in self.memberships if m.tenant_slug == slug), None)

@@ -1,0 +1,66 @@
+"""What the gateway is configured by: environment variables that begin with GATEWAY_."""
+
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from libs.common.settings import ServiceSettings, config
+
+
+class Settings(ServiceSettings):
+    """The gateway's settings."""
+
+    model_config = config("GATEWAY_")
+
+    upstreams: dict[str, str] = Field(default_factory=dict)
+    """Where the services are, as JSON: {"ingest": "http://ingest:8000", …}. (The edge hands apps in.)"""
+    upstream_timeout: timedelta = timedelta(seconds=60)
+    """How long a service may be silent while it answers."""
+    max_body_bytes: int = 16 * 1024 * 1024
+    """The largest request body passed on; services have limits of their own."""
+
+    redis_url: SecretStr = Field(SecretStr(""), validation_alias="REDIS_URL")
+    """Where replicas count requests together. Absent: each for itself. Not a cache that evicts."""
+    requests_per_minute: int = Field(1_000, ge=1)
+    """How much one user may ask for."""
+    requests_per_minute_of: dict[str, int] = Field(default_factory=dict)
+    """Limits of their own for parts of the API, as JSON: {"analytics": 300}."""
+    logins_per_minute: int = Field(5, ge=1)
+    """Attempts to log in to one account from one address."""
+    anonymous_per_minute: int = Field(300, ge=1)
+    """Requests from one address that nobody vouches for, logins and refreshes among them."""
+    device_requests_per_minute: int = Field(6_000, ge=1)
+    """How often one device may send by HTTP."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks of the proxies before us, whose X-Forwarded-For is believed; as JSON."""
+    metrics_networks: tuple[IPv4Network | IPv6Network, ...] = (
+        IPv4Network("127.0.0.0/8"),
+        IPv6Network("::1/128"),
+        IPv4Network("10.0.0.0/8"),
+        IPv4Network("172.16.0.0/12"),
+        IPv4Network("192.168.0.0/16"),
+    )
+    """From where /metrics may be read, directly; as JSON."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of other sites whose scripts may open live connections; our own always may."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which we are called; others are refused. Empty: any."""
+
+    access_lifetime: timedelta = timedelta(minutes=15)
+    refresh_lifetime: timedelta = timedelta(days=14)
+    """How long a client may stay away without logging in again."""
+    session_lifetime: timedelta = timedelta(days=90)
+    ticket_lifetime: timedelta = timedelta(seconds=30)
+    key_lifetime: timedelta = timedelta(days=90)
+    """When the key that signs tokens is succeeded by another."""
+    key_passphrase: SecretStr = SecretStr("")
+    """Encrypts the signing keys in the database. The same for all replicas, and kept: without it they cannot be read."""
+
+    revocation_catch_up: timedelta = timedelta(seconds=3)
+    """How often it is looked for revocations whose event was missed."""
+    housekeeping: timedelta = timedelta(minutes=1)
+    inbox_kept: timedelta = timedelta(days=7)
+    console_dir: Path | None = None
+    """The built console, served at /. Absent: none."""

@@ -1,0 +1,122 @@
+"""The events ingest hears: its own telemetry batches, to be written; and devices that are revoked."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+
+from libs.common.bus.base import Bus, Subscription
+from libs.common.bus.subscriptions import listen
+from libs.common.events.base import Message
+from libs.common.events.ingest import DeviceCredentialRotated, DeviceDeleted, TelemetryReceived
+from services.ingest.store.landing import SUBSCRIPTION, Landed, Landing
+from services.ingest.usecases.sources import Sources
+
+log = structlog.get_logger(__name__)
+
+BATCHES_AT_ONCE = 64
+
+
+@dataclass(slots=True)
+class _Brought:
+    batches: list[TelemetryReceived]
+    is_stored: bool = False
+    error: Exception | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_stored or self.error is not None
+
+
+class Writer:
+    """Writes what the bus brings: what all shards wait with goes into one transaction.
+
+    While one transaction runs the next is gathered, up to about `rows` points, so that batches
+    grow under load by themselves.
+    """
+
+    def __init__(self, landing: Landing, rows: int, registry: CollectorRegistry) -> None:
+        self._landing = landing
+        self._rows = rows
+        self._stored = Counter(
+            "ingest_points_stored", "Points stored in the historian.", registry=registry
+        )
+        self._duplicates = Counter(
+            "ingest_points_duplicate", "Points that were there already.", registry=registry
+        )
+        self._quarantined = Counter(
+            "ingest_points_quarantined", "Points put into quarantine.", registry=registry
+        )
+        self._turn = asyncio.Lock()
+        self._waiting: deque[_Brought] = deque()
+
+    def attach(self, bus: Bus) -> None:
+        """Subscribe to telemetry, one active writer a shard."""
+        bus.subscribe(
+            Subscription(
+                SUBSCRIPTION,
+                frozenset({TelemetryReceived.type}),
+                sharded=True,
+                batch=BATCHES_AT_ONCE,
+            ),
+            self.write,
+        )
+
+    async def write(self, messages: Sequence[Message]) -> None:
+        """Store the batches; returns after the COMMIT. Raises what that raised."""
+        brought = _Brought([TelemetryReceived.from_message(message) for message in messages])
+        self._waiting.append(brought)
+        while not brought.is_over:
+            async with self._turn:
+                if not brought.is_over:
+                    await self._write_some()
+        if brought.error is not None:
+            raise brought.error
+
+    async def _write_some(self) -> None:
+        """Write what waits longest, and what fits beside it."""
+        group: list[_Brought] = []
+        rows = 0
+        while self._waiting:
+            group.append(self._waiting.popleft())
+            rows += sum(len(batch) + len(batch.texts) for batch in group[-1].batches)
+            if rows >= self._rows:
+                break
+        try:
+            landed = await self._landing.land([b for brought in group for b in brought.batches])
+        except Exception as error:  # noqa: BLE001 - judged by the bus, for each who brought something
+            for brought in group:
+                brought.error = error
+            return
+        for brought in group:
+            brought.is_stored = True
+        self._count(landed)
+
+    def _count(self, landed: Landed) -> None:
+        self._stored.inc(landed.stored)
+        self._duplicates.inc(landed.duplicates)
+        self._quarantined.inc(landed.quarantined)
+        for point in landed.rejected:
+            log.warning("the store refused a point", series=point.series, reason=point.reason)
+
+
+def listen_for_revocation(bus: Bus, sources: Sources) -> None:
+    """Cut devices off, in every replica, when they are removed or get another token."""
+
+    async def on_device_deleted(event: DeviceDeleted) -> None:
+        sources.revoke(event.device_id, "the device was removed")
+
+    async def on_device_credential_rotated(event: DeviceCredentialRotated) -> None:
+        sources.revoke(event.device_id, "the device's token was replaced")
+
+    listen(
+        bus,
+        "ingest.revocation",
+        {
+            DeviceDeleted: on_device_deleted,
+            DeviceCredentialRotated: on_device_credential_rotated,
+        },
+    )

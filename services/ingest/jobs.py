@@ -1,0 +1,25 @@
+"""What ingest does by the clock."""
+
+from datetime import timedelta
+
+import structlog
+from prometheus_client import Gauge
+
+from libs.common.clock import Clock
+from libs.common.db.engine import Database
+from libs.common.db.inbox import trim_inbox
+from services.ingest.store.landing import Landing
+
+log = structlog.get_logger(__name__)
+
+
+async def keep_house(
+    landing: Landing, engine: Database, clock: Clock, inbox_kept: timedelta, strays: Gauge
+) -> None:
+    """Make partitions ahead, count the points that fell beside them, forget old inbox marks."""
+    await landing.make_days_ahead(clock.now().date())
+    count = await landing.count_strays()
+    strays.set(count)
+    if count:
+        log.error("points lie in no day's partition", count=count)
+    await trim_inbox(engine, "ingest", inbox_kept)

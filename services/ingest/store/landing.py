@@ -1,0 +1,184 @@
+"""Where points come to rest: batches from the bus into the historian, in one transaction.
+
+Works as role `historian_writer`, which may insert for every tenant and read none. The inbox mark
+lies in the same transaction, so a batch that is delivered twice is stored once, and so is what it
+carried for the quarantine.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID, uuid5
+
+import asyncpg
+
+from libs.common.events.ingest import Refused, TelemetryReceived
+from libs.common.historian.writer import (
+    Columns,
+    Connection,
+    DayPartitions,
+    Rejected,
+    Written,
+    as_datetime,
+    write_points,
+    write_texts,
+)
+
+SUBSCRIPTION = "ingest.writer"
+
+_CLAIM = """
+    INSERT INTO ingest.inbox (subscription, event_id)
+    SELECT $1, id FROM unnest($2::uuid[]) AS id ON CONFLICT DO NOTHING RETURNING event_id
+"""
+
+_QUARANTINE = """
+    INSERT INTO ingest.quarantine
+      (tenant_id, id, device_id, received_at, reason, detail, metric, payload)
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::text[],
+                         $6::text[], $7::text[], $8::bytea[])
+    ON CONFLICT DO NOTHING
+"""
+
+MADE_AHEAD_DAYS = 7
+
+
+@dataclass(slots=True)
+class Landed:
+    """What became of a group of batches."""
+
+    stored: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    replayed: int = 0
+    """Batches that had landed before."""
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+class Landing:
+    """Writes batches to the historian. Open before use."""
+
+    def __init__(self, url: str, *, pool_size: int = 2) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._pool: asyncpg.Pool | None = None
+        self._days = DayPartitions()
+
+    async def open(self) -> None:
+        """Connect on demand; a database that is away now is waited for when there is work."""
+        self._pool = asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._pool_size,
+            timeout=5,
+            command_timeout=60,
+            server_settings={"application_name": "historian-writer", "jit": "off"},
+        )
+        await self._pool
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def make_days_ahead(self, today: date) -> None:
+        """Make the partitions from yesterday to a week ahead, and learn which there are."""
+        assert self._pool is not None
+        async with self._pool.acquire() as connection:
+            await connection.execute(
+                "SELECT historian.ensure_days($1, $2)",
+                today - timedelta(days=1),
+                today + timedelta(days=MADE_AHEAD_DAYS),
+            )
+            await self._days.learn(connection)
+
+    async def count_strays(self) -> int:
+        """Return how many points lie in no day's partition."""
+        assert self._pool is not None
+        strays: int = await self._pool.fetchval("SELECT historian.strays()")
+        return strays
+
+    async def land(self, batches: Sequence[TelemetryReceived]) -> Landed:
+        """Store the batches' points and quarantine what they refused; all or nothing.
+
+        Raises what is transient. A point that the store itself refuses is quarantined with the
+        store's reason, its neighbours are stored.
+        """
+        assert self._pool is not None
+        landed = Landed()
+        async with self._pool.acquire() as connection:
+            await self._days.ensure(connection, self._days.missing(batches))
+            async with connection.transaction():
+                claimed = await connection.fetch(_CLAIM, SUBSCRIPTION, [b.id for b in batches])
+                if len(claimed) < len(batches):
+                    # Delivered again: a writer died after its commit, before it said so.
+                    fresh = {row["event_id"] for row in claimed}
+                    landed.replayed = len(batches) - len(claimed)
+                    batches = [batch for batch in batches if batch.id in fresh]
+                _add(landed, await write_points(connection, Columns.of(batches)))
+                _add(landed, await write_texts(connection, [t for b in batches for t in b.texts]))
+                refused = [
+                    (batch.id, batch.at, number, refused)
+                    for batch in batches
+                    for number, refused in enumerate(batch.refused)
+                ]
+                if landed.rejected:
+                    refused += await _describe(connection, batches[0], landed.rejected)
+                if refused:
+                    await connection.execute(_QUARANTINE, *_quarantine_columns(refused))
+                    landed.quarantined = len(refused)
+        return landed
+
+
+async def _describe(
+    connection: Connection, batch: TelemetryReceived, rejected: Sequence[Rejected]
+) -> list[tuple[UUID, datetime, int, Refused]]:
+    """Turn points that the store refused into what the quarantine keeps."""
+    rows = await connection.fetch(
+        "SELECT * FROM historian.describe_series($1)", [point.series for point in rejected]
+    )
+    described = {row["id"]: row for row in rows}
+    refused = []
+    for number, point in enumerate(rejected, start=1):
+        series = described[point.series]
+        payload = {
+            "ts": as_datetime(point.ts).isoformat(),
+            "values": {series["metric"]: point.value},
+        }
+        refused.append(
+            (
+                batch.id,
+                batch.at,
+                -number,
+                Refused(
+                    tenant_id=series["tenant_id"],
+                    device_id=series["device_id"],
+                    reason="refused_by_store",
+                    detail=point.reason,
+                    metric=series["metric"],
+                    payload=json.dumps(payload).encode(),
+                ),
+            )
+        )
+    return refused
+
+
+def _quarantine_columns(
+    refused: Sequence[tuple[UUID, datetime, int, Refused]],
+) -> list[list[object]]:
+    return [
+        [r.tenant_id for _, _, _, r in refused],
+        [uuid5(batch_id, str(number)) for batch_id, _, number, _ in refused],
+        [r.device_id for _, _, _, r in refused],
+        [at.astimezone(UTC) for _, at, _, _ in refused],
+        [r.reason for _, _, _, r in refused],
+        [r.detail for _, _, _, r in refused],
+        [r.metric for _, _, _, r in refused],
+        [r.payload for _, _, _, r in refused],
+    ]
+
+
+def _add(landed: Landed, written: Written) -> None:
+    landed.stored += written.stored
+    landed.duplicates += written.duplicates
+    landed.rejected += written.rejected

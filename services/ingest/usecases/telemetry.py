@@ -1,0 +1,320 @@
+"""Taking telemetry in: from a decoded payload to a batch that is durable on the bus.
+
+Points of all devices of a shard share a batch. A batch closes 20 ms after its first point, or when
+it is full; one set of batches is on its way at a time, so that under load they grow by themselves
+and a device's points keep their order. Whoever brought a point is told when its batch is durable:
+only then may the device be acknowledged.
+"""
+
+import asyncio
+import contextlib
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.errors import Unavailable
+from libs.common.events.base import Message
+from libs.common.events.ingest import Refused, TelemetryReceived, Text
+from libs.common.historian.point import Kind, Quality
+from services.ingest.domain.device import Series, Source
+from services.ingest.domain.payload import Decoded, Point, Refusal
+
+log = structlog.get_logger(__name__)
+
+Done = Callable[[], None]
+"""Called when what was brought is durable."""
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+STOP_S = 10.0
+
+
+class SeriesRegistry(Protocol):
+    """Finds or makes a device's series."""
+
+    async def register(self, source: Source, kinds: dict[str, Kind]) -> None:
+        """Add the series of these metrics to `source.series`. Raises Unavailable, or what is transient."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """How batches are made, and when enough is enough."""
+
+    shards: int = 4
+    linger: timedelta = timedelta(milliseconds=20)
+    full_points: int = 8_000
+    """A batch set of this many points leaves without waiting."""
+    most_pending_points: int = 60_000
+    """With more than this not yet durable, no more is read from devices until half is gone."""
+    most_metrics: int = 1_000
+    """How many metrics a device may have."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    tenants: "array[int]" = field(default_factory=lambda: array("i"))
+    series: "array[int]" = field(default_factory=lambda: array("i"))
+    ts: "array[int]" = field(default_factory=lambda: array("q"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
+    quality: bytearray = field(default_factory=bytearray)
+    texts: list[Text] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+
+    def is_empty(self) -> bool:
+        return not (self.quality or self.texts or self.refused)
+
+
+class Intake:
+    """Gathers points into batches and publishes them. One an event loop."""
+
+    def __init__(
+        self,
+        publish: Callable[[Sequence[Message]], Awaitable[None]],
+        registry: SeriesRegistry,
+        clock: Clock,
+        limits: IntakeLimits,
+    ) -> None:
+        self._publish = publish
+        self._registry = registry
+        self._clock = clock
+        self._limits = limits
+        self._open = [_Batch() for _ in range(limits.shards)]
+        self._open_points = 0
+        self._leaving_points = 0
+        self._something = asyncio.Event()
+        self._full = asyncio.Event()
+        self._stopping = False
+        self._flusher: asyncio.Task[None] | None = None
+        self.is_full = False
+        """Whether to stop reading from devices for now."""
+        self.on_room: list[Callable[[], None]] = []
+        """Called when reading may go on."""
+        self.accepted_points = 0
+        self.refused_points = 0
+        self.published_batches = 0
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._stopping = False
+        self._flusher = asyncio.create_task(self._flush_forever(), name="ingest.intake")
+
+    async def stop(self) -> None:
+        """Publish what is gathered (10 s at most), then end. What is not durable was not acknowledged."""
+        if self._flusher is None:
+            return
+        self._stopping = True
+        self._something.set()
+        self._full.set()
+        _, late = await asyncio.wait([self._flusher], timeout=STOP_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(self._flusher, return_exceptions=True)
+
+    def knows(self, source: Source, points: Sequence[Point]) -> bool:
+        """Whether every point's series is known, so that `add` may be called without `register`."""
+        series = source.series
+        for point in points:  # noqa: SIM110 - a generator costs more than all the look-ups
+            if point.metric not in series:
+                return False
+        return True
+
+    async def register(self, source: Source, decoded: Decoded) -> None:
+        """Make known the series that the points lack; refuse those beyond the device's limit.
+
+        Raises Unavailable, or what is transient: then nothing was taken.
+        """
+        new = {p.metric: p.kind for p in decoded.points if p.metric not in source.series}
+        room = self._limits.most_metrics - len(source.series)
+        if len(new) > room:
+            over = set(list(new)[max(room, 0) :])
+            detail = f"a device has at most {self._limits.most_metrics} metrics"
+            decoded.refused += [
+                Refusal(
+                    decoded.reading_of(position),
+                    point.metric,
+                    "too_many_metrics",
+                    detail,
+                    _as_reading(point),
+                )
+                for position, point in enumerate(decoded.points)
+                if point.metric in over
+            ]
+            # In place, but for the readings' ends: nobody asks for those of what is left.
+            decoded.points = [p for p in decoded.points if p.metric not in over]
+            new = {metric: kind for metric, kind in new.items() if metric not in over}
+        if new:
+            await self._registry.register(source, new)
+
+    def add(self, source: Source, decoded: Decoded, done: Done) -> list[Refusal]:
+        """Take the points of one message whose series are all known; call `done` when durable.
+
+        What is refused is durable too: it goes to the quarantine with the batch. Returns all of
+        it, including points whose kind is not their series' own.
+        """
+        batch = self._open[source.shard]
+        known = source.series
+        tenant = source.tenant
+        refusals = decoded.refused
+        for position, (metric, ts, kind, value) in enumerate(decoded.points):
+            series = known[metric]
+            if series.kind != kind:
+                refusals = [*refusals, _other_kind(decoded, position, series)]
+            elif kind is Kind.TEXT:
+                batch.texts.append(Text(tenant, series.id, ts, str(value), Quality.GOOD))
+            else:
+                batch.tenants.append(tenant)
+                batch.series.append(series.id)
+                batch.ts.append(ts)
+                batch.values.append(value)  # type: ignore[arg-type]  # a float, unless it is a TEXT
+                batch.quality.append(Quality.GOOD)
+        if refusals:
+            for refusal in refusals:
+                self._refuse(batch, source, refusal, msgspec.json.encode(refusal.part))
+        batch.done.append(done)
+        count = len(decoded.points)
+        self.accepted_points += count
+        self._open_points += count + len(refusals)
+        if self._open_points >= self._limits.full_points:
+            self._full.set()
+        self._something.set()
+        if self._open_points + self._leaving_points > self._limits.most_pending_points:
+            self.is_full = True
+        return refusals
+
+    def refuse_message(
+        self, source: Source, reason: str, detail: str, payload: bytes, done: Done
+    ) -> None:
+        """Put a whole message into quarantine; call `done` when that is durable."""
+        batch = self._open[source.shard]
+        self._refuse(batch, source, Refusal(0, None, reason, detail, None), payload)
+        batch.done.append(done)
+        self._open_points += 1
+        self._something.set()
+
+    def _refuse(self, batch: _Batch, source: Source, refusal: Refusal, payload: bytes) -> None:
+        self.refused_points += 1
+        batch.refused.append(
+            Refused(
+                source.tenant_id,
+                source.device_id,
+                refusal.reason,
+                refusal.detail,
+                refusal.metric,
+                bytes(payload),
+            )
+        )
+
+    async def _flush_forever(self) -> None:
+        linger = self._limits.linger.total_seconds()
+        while True:
+            await self._something.wait()
+            if not self._stopping and not self._full.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._full.wait(), linger)
+            leaving, self._open = self._open, [_Batch() for _ in self._open]
+            self._leaving_points, self._open_points = self._open_points, 0
+            self._something.clear()
+            self._full.clear()
+            if self._leaving_points or any(batch.done for batch in leaving):
+                if not await self._publish_until_durable(leaving):
+                    return
+                self._leaving_points = 0
+                for batch in leaving:
+                    for done in batch.done:
+                        done()
+                self._make_room()
+            if self._stopping and not self._something.is_set():
+                return
+
+    async def _publish_until_durable(self, leaving: Sequence[_Batch]) -> bool:
+        """Publish, as often as it takes; False if stopped before it worked."""
+        at = self._clock.now()
+        messages = [
+            _close(batch, shard, at).to_message()
+            for shard, batch in enumerate(leaving)
+            if not batch.is_empty()
+        ]
+        pause_s = FIRST_PAUSE_S
+        while messages:
+            try:
+                await self._publish(messages)
+                self.published_batches += len(messages)
+                return True
+            except Unavailable as error:
+                log.warning("telemetry waits for the bus", error=error.detail, pause_s=pause_s)
+            if self._stopping:
+                return False
+            await asyncio.sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+        return True
+
+    def _make_room(self) -> None:
+        if self.is_full and self._open_points <= self._limits.most_pending_points // 2:
+            self.is_full = False
+            for resume in self.on_room:
+                resume()
+
+
+async def accept(
+    intake: Intake, source: Source, decoded: Decoded, *, within: timedelta
+) -> list[Refusal]:
+    """Take a message in and return when it is durable, with what of it went to quarantine.
+
+    Raises Unavailable if that is not known within the time given, or if the platform is full. The
+    points may be stored all the same; sent again with the same `ts` they are stored once.
+    """
+    if intake.is_full:
+        raise Unavailable("too much is under way; send again shortly", retry_after_s=1)
+    if not intake.knows(source, decoded.points):
+        await intake.register(source, decoded)
+    durable = asyncio.get_running_loop().create_future()
+
+    def done() -> None:
+        if not durable.done():
+            durable.set_result(None)
+
+    refusals = intake.add(source, decoded, done)
+    try:
+        await asyncio.wait_for(durable, within.total_seconds())
+    except TimeoutError:
+        raise Unavailable("the points are not safe yet; send again", retry_after_s=2) from None
+    return refusals
+
+
+def _close(batch: _Batch, shard: int, at: datetime) -> TelemetryReceived:
+    return TelemetryReceived(
+        at=at,
+        shard=shard,
+        tenants=batch.tenants.tobytes(),
+        series=batch.series.tobytes(),
+        ts=batch.ts.tobytes(),
+        values=batch.values.tobytes(),
+        quality=bytes(batch.quality),
+        texts=batch.texts,
+        refused=batch.refused,
+    )
+
+
+def _other_kind(decoded: Decoded, position: int, series: Series) -> Refusal:
+    point = decoded.points[position]
+    was, now = Kind(series.kind).name.lower(), point.kind.name.lower()
+    return Refusal(
+        decoded.reading_of(position),
+        point.metric,
+        "type_changed",
+        f"{point.metric} holds values of type {was}, this is {now}",
+        _as_reading(point),
+    )
+
+
+def _as_reading(point: Point) -> dict[str, object]:
+    value = bool(point.value) if point.kind is Kind.BOOL else point.value
+    return {"ts": point.ts / 1000, "values": {point.metric: value}}

@@ -1,0 +1,36 @@
+"""What retention does by the clock."""
+
+from datetime import date, timedelta
+
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.db.engine import Database
+from libs.common.db.inbox import trim_inbox
+from services.retention.usecases.erasure import Erasure
+
+log = structlog.get_logger(__name__)
+
+
+class DailyErasure:
+    """Erases once a UTC day. Called more often, it does again what did not work out that day."""
+
+    def __init__(self, erasure: Erasure, clock: Clock) -> None:
+        self._erasure = erasure
+        self._clock = clock
+        self._done: date | None = None
+
+    async def run(self) -> None:
+        """Erase for all tenants, unless it is done for today."""
+        now = self._clock.now()
+        if self._done == now.date():
+            return
+        days, rows = await self._erasure.of_all(dry_run=False, most=None, now=now)
+        log.info("points erased", days=len(days), rows=sum(erased.rows for erased in rows))
+        if not any(day.is_busy for day in days):
+            self._done = now.date()
+
+
+async def keep_house(engine: Database, inbox_kept: timedelta) -> None:
+    """Forget old inbox marks."""
+    await trim_inbox(engine, "retention", inbox_kept)

@@ -1,0 +1,83 @@
+"""What tenancy's routes ask for."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from fastapi import Depends, Header, Request
+
+from libs.common.auth.permission import Permission, PlatformAdmin, principal
+from libs.common.auth.principal import Kind, Principal
+from libs.common.errors import Forbidden
+from libs.common.http.doors import transaction
+from services.tenancy.adapters.passwords import Passwords
+from services.tenancy.store.accounts import Accounts
+from services.tenancy.store.store import TenancyStore
+
+CanReadUsers = Annotated[Principal, Depends(Permission("users:read"))]
+CanWriteUsers = Annotated[Principal, Depends(Permission("users:write"))]
+CanReadRoles = Annotated[Principal, Depends(Permission("roles:read"))]
+CanWriteRoles = Annotated[Principal, Depends(Permission("roles:write"))]
+CanReadTenants = Annotated[Principal, Depends(Permission("tenants:read"))]
+IsPlatformAdmin = Annotated[Principal, Depends(PlatformAdmin())]
+
+
+class Internal:
+    """Lets the platform's own services pass, and no user, however much they may."""
+
+    permission = "tenancy:internal"
+
+    async def __call__(self, who: Annotated[Principal, Depends(principal)]) -> Principal:
+        """Return the calling service. Raises Forbidden for everyone else."""
+        if who.kind is not Kind.SERVICE or not who.may(self.permission):
+            raise Forbidden("this is for the platform's own services")
+        return who
+
+
+IsGateway = Annotated[Principal, Depends(Internal())]
+
+
+async def _new_tenant(request: Request) -> AsyncIterator[TenancyStore]:
+    async with request.app.state.transactions.begin(uuid4()) as store:
+        yield store
+
+
+async def _tenant_of_path(
+    request: Request, tenant_id: UUID, who: Annotated[Principal, Depends(principal)]
+) -> AsyncIterator[TenancyStore]:
+    bound = tenant_id if who.platform_admin else who.tenant_id
+    async with request.app.state.transactions.begin(bound) as store:
+        yield store
+
+
+def _accounts(request: Request) -> Accounts:
+    accounts: Accounts = request.app.state.accounts
+    return accounts
+
+
+def _passwords(request: Request) -> Passwords:
+    passwords: Passwords = request.app.state.passwords
+    return passwords
+
+
+def _seen_version(
+    if_match: Annotated[
+        str | None, Header(pattern=r'^"?\d{1,9}"?$', description="The version that you saw.")
+    ] = None,
+) -> int | None:
+    return int(if_match.strip('"')) if if_match else None
+
+
+InTransaction = Annotated[TenancyStore, Depends(transaction, scope="function")]
+"""The transaction of the caller's tenant."""
+
+InNewTenant = Annotated[TenancyStore, Depends(_new_tenant, scope="function")]
+"""The transaction of a tenant that is to be."""
+
+InTenantOfPath = Annotated[TenancyStore, Depends(_tenant_of_path, scope="function")]
+"""The transaction of the tenant in the path for the platform's admins, of the caller's for others."""
+
+AllAccounts = Annotated[Accounts, Depends(_accounts)]
+PasswordHashing = Annotated[Passwords, Depends(_passwords)]
+SeenVersion = Annotated[int | None, Depends(_seen_version)]
+"""The header If-Match, as a version."""

@@ -1,0 +1,125 @@
+"""The users of one tenant."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from libs.common.auth.roles import ADMIN
+from libs.common.errors import Conflict, NotFound
+from services.tenancy.domain.member import Member, MemberStatus
+from services.tenancy.store.tables import MembershipRow, UserRow
+
+
+class Members:
+    """The memberships of one tenant, with what it may know of their users."""
+
+    def __init__(self, session: AsyncSession, tenant_id: UUID) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    async def add(self, member: Member) -> None:
+        """Let a user who exists join. Raises Conflict if they belong to the tenant already."""
+        row = MembershipRow(
+            tenant_id=self._tenant_id,
+            user_id=member.id,
+            name=member.name,
+            roles=list(member.roles),
+            status=member.status,
+            created_at=member.created_at,
+            updated_at=member.updated_at,
+            version=member.version,
+        )
+        try:
+            async with self._session.begin_nested():
+                self._session.add(row)
+        except IntegrityError as error:
+            if "memberships_pkey" in str(error.orig):
+                raise Conflict(f"{member.email} belongs to this tenant already") from error
+            raise
+
+    async def get(self, user_id: UUID) -> Member:
+        """Return a member. Raises NotFound."""
+        query = self._members().where(MembershipRow.user_id == user_id)
+        found = (await self._session.execute(query)).one_or_none()
+        if found is None:
+            raise NotFound(f"no user {user_id}")
+        return _to_member(*found)
+
+    async def page(self, limit: int, after: tuple[datetime, UUID] | None) -> list[Member]:
+        """Return up to `limit` members, oldest first, after the given (created_at, id)."""
+        query = (
+            self._members().order_by(MembershipRow.created_at, MembershipRow.user_id).limit(limit)
+        )
+        if after is not None:
+            query = query.where(tuple_(MembershipRow.created_at, MembershipRow.user_id) > after)
+        return [_to_member(*found) for found in await self._session.execute(query)]
+
+    async def ids(self) -> Sequence[UUID]:
+        """Return all members' user ids."""
+        query = select(MembershipRow.user_id).where(MembershipRow.tenant_id == self._tenant_id)
+        return (await self._session.scalars(query)).all()
+
+    async def update(self, member: Member) -> None:
+        """Save what may change of a member. Raises NotFound."""
+        row = await self._row(member.id)
+        row.name = member.name
+        row.roles = list(member.roles)
+        row.status = member.status
+        row.updated_at = member.updated_at
+        row.version = member.version
+
+    async def remove(self, user_id: UUID) -> None:
+        """End a membership. Raises NotFound."""
+        await self._session.delete(await self._row(user_id))
+        await self._session.flush()
+
+    async def has_other_admin(self, user_id: UUID) -> bool:
+        """Whether someone else can still administer the tenant. Lock the tenant before."""
+        query = select(func.count()).where(
+            MembershipRow.tenant_id == self._tenant_id,
+            MembershipRow.user_id != user_id,
+            MembershipRow.status == MemberStatus.ACTIVE,
+            MembershipRow.roles.contains([ADMIN]),
+        )
+        return bool(await self._session.scalar(query))
+
+    async def has_role(self, role: str) -> bool:
+        """Whether any member has the role."""
+        query = select(func.count()).where(
+            MembershipRow.tenant_id == self._tenant_id, MembershipRow.roles.contains([role])
+        )
+        return bool(await self._session.scalar(query))
+
+    def _members(self) -> Select[MembershipRow, str]:
+        return (
+            select(MembershipRow, UserRow.email)
+            .join(UserRow, UserRow.id == MembershipRow.user_id)
+            .where(MembershipRow.tenant_id == self._tenant_id)
+        )
+
+    async def _row(self, user_id: UUID) -> MembershipRow:
+        row = await self._session.scalar(
+            select(MembershipRow).where(
+                MembershipRow.tenant_id == self._tenant_id, MembershipRow.user_id == user_id
+            )
+        )
+        if row is None:
+            raise NotFound(f"no user {user_id}")
+        return row
+
+
+def _to_member(row: MembershipRow, email: str) -> Member:
+    return Member(
+        id=row.user_id,
+        email=email,
+        name=row.name,
+        roles=tuple(row.roles),
+        status=MemberStatus(row.status),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        version=row.version,
+    )

@@ -1,0 +1,56 @@
+"""Writing users, who belong to the installation: by the functions of the database that may."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+
+class Users:
+    """The installation's users, as far as a tenant's transaction may touch them."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(
+        self, new_id: UUID, *, email: str, name: str, password_hash: str | None, at: datetime
+    ) -> UUID:
+        """Add a user and return their id, or that of the one who has the address already.
+
+        Who exists keeps their name and password.
+        """
+        added = await self._session.execute(
+            text("SELECT tenancy.add_user(:id, :email, :name, :hash, :at)"),
+            {"id": new_id, "email": email, "name": name, "hash": password_hash, "at": at},
+        )
+        user_id: UUID = added.scalar_one()
+        return user_id
+
+    async def add_first_admin(
+        self, new_id: UUID, *, email: str, name: str, password_hash: str, at: datetime
+    ) -> bool:
+        """Add the platform's first admin if there is no user at all; return whether there was none.
+
+        Until the transaction ends, nobody else can.
+        """
+        added = await self._session.execute(
+            text("SELECT tenancy.add_first_admin(:id, :email, :name, :hash, :at)"),
+            {"id": new_id, "email": email, "name": name, "hash": password_hash, "at": at},
+        )
+        return bool(added.scalar_one())
+
+    async def bar(self, user_id: UUID, since: datetime | None) -> bool:
+        """Bar a user from every tenant, or (None) let them in again; return whether that is new."""
+        changed = await self._session.execute(
+            text("SELECT tenancy.bar_user(:id, :since)"), {"id": user_id, "since": since}
+        )
+        return bool(changed.scalar_one())
+
+    async def forget(self, user_ids: Sequence[UUID]) -> None:
+        """Forget those of the users who belong to no tenant any more. Save memberships before."""
+        await self._session.flush()
+        await self._session.execute(
+            text("SELECT tenancy.forget_users(:ids)"), {"ids": list(user_ids)}
+        )

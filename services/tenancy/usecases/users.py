@@ -1,0 +1,188 @@
+"""What is done with the users of a tenant."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TypedDict
+from uuid import UUID
+
+from libs.common.auth.roles import ADMIN, BUILT_IN
+from libs.common.errors import Conflict, FieldError, Invalid, PreconditionFailed
+from libs.common.events.tenancy import (
+    MembershipChanged,
+    MembershipRemoved,
+    UserCreated,
+    UserDeleted,
+    UserDisabled,
+    UserEnabled,
+    UserUpdated,
+)
+from services.tenancy.domain.account import Account
+from services.tenancy.domain.member import Member, MemberStatus
+from services.tenancy.domain.role import check_may_hand_out, permissions_of
+from services.tenancy.store.store import TenancyStore
+
+
+class _Who(TypedDict):
+    tenant_id: UUID
+    at: datetime
+    user_id: UUID
+
+
+async def add(
+    store: TenancyStore,
+    new_id: UUID,
+    *,
+    email: str,
+    name: str,
+    roles: Sequence[str],
+    password_hash: str | None,
+    held: Iterable[str],
+    at: datetime,
+) -> Member:
+    """Let someone join the tenant; a user is made if the address is new.
+
+    Whether it was cannot be told from what comes back: a known user keeps their password and, with
+    others, their name. `held` are the caller's permissions.
+    Raises Invalid for an unknown role, Forbidden for one that may do more than the caller, Conflict
+    if the address belongs to the tenant already.
+    """
+    check_may_hand_out(held, await _permissions_of(store, roles))
+    user_id = await store.users.add(
+        new_id, email=email, name=name, password_hash=password_hash, at=at
+    )
+    return await join(store, user_id, email=email, name=name, roles=roles, at=at)
+
+
+async def join(
+    store: TenancyStore,
+    user_id: UUID,
+    *,
+    email: str,
+    name: str,
+    roles: Sequence[str],
+    at: datetime,
+) -> Member:
+    """Make a user who exists a member of the tenant. Raises Conflict if they are one."""
+    member = Member(
+        id=user_id,
+        email=email,
+        name=name,
+        roles=tuple(sorted(set(roles))),
+        status=MemberStatus.ACTIVE,
+        created_at=at,
+        updated_at=at,
+        version=1,
+    )
+    await store.members.add(member)
+    who = _Who(tenant_id=store.tenant_id, at=at, user_id=user_id)
+    store.emit(UserCreated(**who, email=email, name=name))
+    store.emit(MembershipChanged(**who, roles=member.roles))
+    return member
+
+
+async def update(
+    store: TenancyStore,
+    user_id: UUID,
+    *,
+    name: str | None,
+    roles: Sequence[str] | None,
+    status: MemberStatus | None,
+    version: int | None,
+    held: Iterable[str],
+    at: datetime,
+) -> Member:
+    """Change what is given of a member, in this tenant alone.
+
+    Raises NotFound; PreconditionFailed if `version` is given and is no longer theirs; Invalid for an
+    unknown role; Forbidden if they have, or would get, more permissions than the caller; Conflict
+    if nobody would be left to administer the tenant.
+    """
+    await store.tenants.lock()
+    before = await store.members.get(user_id)
+    if version is not None and version != before.version:
+        raise PreconditionFailed(f"the user is at version {before.version}, not {version}")
+    after = replace(
+        before,
+        name=before.name if name is None else name,
+        roles=before.roles if roles is None else tuple(sorted(set(roles))),
+        status=before.status if status is None else status,
+        updated_at=at,
+        version=before.version + 1,
+    )
+    # What they have counts as well: nobody changes someone who may do more than themselves.
+    await _check_reach(store, before, held)
+    if after.roles != before.roles:
+        check_may_hand_out(held, await _permissions_of(store, after.roles))
+    await _check_admin_remains(store, before, after)
+    await store.members.update(after)
+    _say_what_changed(store, before, after, at)
+    return after
+
+
+async def remove(store: TenancyStore, user_id: UUID, *, held: Iterable[str], at: datetime) -> None:
+    """End a user's membership; who belongs to no other tenant is forgotten.
+
+    Raises NotFound; Forbidden if they may do more than the caller; Conflict if nobody would be
+    left to administer the tenant.
+    """
+    await store.tenants.lock()
+    member = await store.members.get(user_id)
+    await _check_reach(store, member, held)
+    await _check_admin_remains(store, member, None)
+    await store.members.remove(user_id)
+    await store.users.forget([user_id])
+    who = _Who(tenant_id=store.tenant_id, at=at, user_id=user_id)
+    store.emit(MembershipRemoved(**who))
+    store.emit(UserDeleted(**who))
+
+
+async def suspend(store: TenancyStore, account: Account, *, at: datetime) -> None:
+    """Bar a user from every tenant of the installation. Raises Conflict if they are barred."""
+    if not await store.users.bar(account.user_id, at):
+        raise Conflict("the user is suspended already")
+    for membership in account.memberships:
+        store.emit(UserDisabled(tenant_id=membership.tenant_id, at=at, user_id=account.user_id))
+
+
+async def reinstate(store: TenancyStore, account: Account, *, at: datetime) -> None:
+    """Let a suspended user in again where they are a member. Raises Conflict if they are not barred."""
+    if not await store.users.bar(account.user_id, None):
+        raise Conflict("the user is not suspended")
+    for membership in account.memberships:
+        if membership.status is MemberStatus.ACTIVE:
+            store.emit(UserEnabled(tenant_id=membership.tenant_id, at=at, user_id=account.user_id))
+
+
+def _say_what_changed(store: TenancyStore, before: Member, after: Member, at: datetime) -> None:
+    who = _Who(tenant_id=store.tenant_id, at=at, user_id=after.id)
+    if after.name != before.name:
+        store.emit(UserUpdated(**who, email=after.email, name=after.name))
+    if after.roles != before.roles:
+        store.emit(MembershipChanged(**who, roles=after.roles))
+    if after.status is not before.status:
+        disabled = after.status is MemberStatus.DISABLED
+        store.emit(UserDisabled(**who) if disabled else UserEnabled(**who))
+
+
+async def _check_reach(store: TenancyStore, member: Member, held: Iterable[str]) -> None:
+    own = {role.name: role.permissions for role in await store.roles.named(member.roles)}
+    check_may_hand_out(held, permissions_of(member.roles, own))
+
+
+async def _check_admin_remains(store: TenancyStore, before: Member, after: Member | None) -> None:
+    stays = after is not None and ADMIN in after.roles and after.status is MemberStatus.ACTIVE
+    if ADMIN in before.roles and not stays and not await store.members.has_other_admin(before.id):
+        raise Conflict("this is the tenant's last administrator")
+
+
+async def _permissions_of(store: TenancyStore, roles: Sequence[str]) -> tuple[str, ...]:
+    own = {role.name: role.permissions for role in await store.roles.named(roles)}
+    unknown = [
+        FieldError(f"#/roles/{position}", "there is no such role")
+        for position, name in enumerate(roles)
+        if name not in BUILT_IN and name not in own
+    ]
+    if unknown:
+        raise Invalid("A role is not known; /api/v1/roles lists them.", errors=unknown)
+    return permissions_of(roles, own)

@@ -1,0 +1,298 @@
+"""What may stand outside the rules that keep tenants apart, each with its reason.
+
+The catalogue's checks read it. Whoever adds a line here says in a sentence why no tenant can see
+another through it; a line that nothing in the database answers to is reported as well.
+"""
+
+from dataclasses import dataclass
+
+from libs.common.db.roles import BUS, HISTORIAN_WRITER, LOOKUP, OBSERVER, OWNER, SERVICES
+from libs.common.migrate import SCHEMAS, SECTIONS
+
+OUR_SCHEMAS = frozenset(SCHEMAS.get(section, section) for section in SECTIONS)
+
+PUBLIC = "PUBLIC"
+RW = frozenset(f"{service}_rw" for service in SERVICES)
+
+
+@dataclass(frozen=True, slots=True)
+class Definer:
+    """A function that runs with its owner's rights, and who may call it."""
+
+    owner: str
+    callers: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a role may do with a table: `SELECT(a, b) DELETE`, and why."""
+
+    privileges: str
+    reason: str
+
+
+def _callers(*roles: str) -> frozenset[str]:
+    return frozenset(roles)
+
+
+OPEN_TABLES: dict[str, str] = {
+    **{
+        f"{schema}.alembic_version": "which migrations ran; granted to nobody"
+        for schema in OUR_SCHEMAS
+    },
+    **{
+        f"{service}.outbox": "events on their way out: its service can only insert, the relay crosses"
+        for service in SERVICES
+    },
+    **{f"{service}.inbox": "ids of handled events, of no tenant" for service in SERVICES},
+    "sec.clock": "by how much time is moved, of no tenant",
+    "bus.log": "the edge's bus itself: read by bus_rw alone, written through bus.append",
+    "bus.subscribers": "how far each subscription has read, of no tenant",
+    "bus.retries": "the bus's own: bus_rw alone, and the operators",
+    "bus.dead_letters": "the bus's own: bus_rw alone, and the operators",
+    "historian.tenant": "numbers of tenants: read by functions and by retention's engine alone",
+    "gateway.signing_keys": "the installation's own keys, of no tenant",
+    "rules.shards": "which worker evaluates which shard, of no tenant",
+}
+"""Tables without a tenant's policy. All others must have it."""
+
+OTHER_POLICIES: dict[tuple[str, str], str] = {
+    (
+        "tenancy.users",
+        "members_only",
+    ): "a user is nobody's: a tenant sees those who are its members",
+    ("tenancy.users", "by_function"): "users are written by the owner's functions alone",
+    **{
+        (
+            f"historian.{table}",
+            "access",
+        ): "shared by its readers; the restrictive policy does the work"
+        for table in ("points", "series", "texts")
+    },
+}
+"""Policies other than the two that `protect` makes."""
+
+FOREIGN_TENANCY: dict[str, str] = {
+    "tenancy.users": "a person works for several tenants; the policy asks their memberships",
+}
+"""Tables without a tenant's column that row-level security guards by other policies."""
+
+DEFINERS: dict[str, Definer] = {
+    "bus.append(text[],uuid[],text[],text[],timestamp with time zone[],uuid[],integer[],text[],bytea[])": Definer(
+        OWNER, RW | {BUS}, "appends to the log in its order; services speak for every tenant"
+    ),
+    "bus.turn(integer,bigint)": Definer(
+        OWNER, _callers(BUS), "makes and drops the log's partitions"
+    ),
+    "historian.tenant_numbers()": Definer(
+        OWNER,
+        _callers("analytics_rw", "ml_rw", "rules_rw", "retention_rw", "ingest_rw", OBSERVER),
+        "the policies' own: the bound tenants' numbers, and no others",
+    ),
+    "historian.tenant_number(uuid)": Definer(
+        OWNER, _callers("ingest_rw", "ingest_engine"), "gives a tenant its number at first sight"
+    ),
+    "historian.number_of(uuid)": Definer(
+        OWNER,
+        _callers("analytics_rw", "ml_rw", "rules_rw", "retention_rw"),
+        "a number for the reader's predicate; tells that a tenant has one, and nothing of it",
+    ),
+    "historian.ensure_days(date,date)": Definer(
+        OWNER, _callers(HISTORIAN_WRITER), "makes partitions; reads no point out"
+    ),
+    "historian.days()": Definer(OWNER, _callers(HISTORIAN_WRITER), "days, of no tenant"),
+    "historian.day_sizes()": Definer(
+        OWNER, _callers("retention_engine"), "how full a day is, over all tenants"
+    ),
+    "historian.drop_day(date)": Definer(
+        OWNER, _callers("retention_engine"), "a day of all tenants at its end"
+    ),
+    "historian.delete_expired(uuid,timestamp with time zone,integer)": Definer(
+        OWNER, _callers("retention_engine"), "erases one tenant's points, named in the call"
+    ),
+    "historian.count_expired(uuid,timestamp with time zone,integer)": Definer(
+        OWNER, _callers("retention_engine"), "counts what would be erased"
+    ),
+    "historian.describe_series(integer[])": Definer(
+        LOOKUP,
+        _callers(
+            "rules_engine", "ml_engine", "analytics_engine", "gateway_engine", HISTORIAN_WRITER
+        ),
+        "workers on batches of many tenants; no service calls it for a tenant",
+    ),
+    "historian.strays()": Definer(
+        LOOKUP, _callers(HISTORIAN_WRITER, OBSERVER), "a count over all tenants, for an alarm"
+    ),
+    "gateway.session_of_refresh_token(bytea)": Definer(
+        LOOKUP, _callers("gateway_engine"), "a refresh says no tenant; the hash is the secret"
+    ),
+    "ingest.device_of_token(bytea)": Definer(
+        LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is the secret"
+    ),
+    "tenancy.add_user(uuid,text,text,text,timestamp with time zone)": Definer(
+        OWNER, _callers("tenancy_rw"), "an id back, whether the address was known or not"
+    ),
+    "tenancy.add_first_admin(uuid,text,text,text,timestamp with time zone)": Definer(
+        OWNER, _callers("tenancy_rw"), "does nothing once there is a user"
+    ),
+    "tenancy.bar_user(uuid,timestamp with time zone)": Definer(
+        OWNER, _callers("tenancy_rw"), "for the platform's admins, whose route checks it"
+    ),
+    "tenancy.forget_users(uuid[])": Definer(
+        OWNER, _callers("tenancy_rw"), "removes only who belongs to no tenant; says nothing"
+    ),
+    "tenancy.user_of_email(text)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "a login says no tenant"
+    ),
+    "tenancy.user_of_id(uuid)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "the refresh of a session says no tenant"
+    ),
+    "tenancy.memberships_of_user(uuid)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "which tenants a user may choose from at login"
+    ),
+    "tenancy.all_tenants(timestamp with time zone,uuid,integer)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "the platform's admins list the tenants"
+    ),
+}
+"""SECURITY DEFINER functions, by signature, with exactly those who may call them."""
+
+PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
+    "sec.tenants()": _callers(PUBLIC),
+    "sec.iiot_now()": _callers(PUBLIC),
+    "historian.parts_before(timestamp with time zone)": _callers(),
+}
+"""Functions that run with their caller's rights, and who may call them."""
+
+GRANTS: dict[tuple[str, str], Grant] = {
+    (PUBLIC, "sec.clock"): Grant("SELECT", "timers read the time; it says nothing of a tenant"),
+    # The historian is shared: its readers are under its policies, its writer cannot read.
+    **{
+        (f"{service}_rw", f"historian.{table}"): Grant("SELECT", "reads the bound tenants' points")
+        for service in ("analytics", "ml", "rules", "retention", "ingest")
+        for table in ("points", "texts", "series")
+        if (service, table) != ("ingest", "series")
+    },
+    ("ingest_rw", "historian.series"): Grant("SELECT INSERT", "a metric's first point names it"),
+    (HISTORIAN_WRITER, "historian.points"): Grant("INSERT", "every tenant's points, unread"),
+    (HISTORIAN_WRITER, "historian.texts"): Grant("INSERT", "every tenant's points, unread"),
+    (HISTORIAN_WRITER, "ingest.quarantine"): Grant("INSERT", "what could not be stored"),
+    (HISTORIAN_WRITER, "ingest.inbox"): Grant("SELECT INSERT", "marks batches with their rows"),
+    ("retention_engine", "historian.tenant"): Grant("SELECT", "whose points to look for"),
+    # The bus keeps its own books.
+    (BUS, "bus.log"): Grant("SELECT", "delivers"),
+    (BUS, "bus.position"): Grant("SELECT", "knows the end of the log"),
+    (BUS, "bus.subscribers"): Grant("SELECT INSERT UPDATE DELETE", "the bus's own"),
+    (BUS, "bus.retries"): Grant("SELECT INSERT UPDATE DELETE", "the bus's own"),
+    (BUS, "bus.dead_letters"): Grant("SELECT INSERT UPDATE DELETE", "the bus's own"),
+    # What SECURITY DEFINER look-ups read.
+    **{
+        (LOOKUP, table): Grant("SELECT", "read by look-ups before the tenant is known")
+        for table in (
+            "gateway.refresh_tokens",
+            "gateway.sessions",
+            "historian.points_default",
+            "historian.series",
+            "historian.tenant",
+            "historian.texts_default",
+            "ingest.credentials",
+            "tenancy.memberships",
+            "tenancy.roles",
+            "tenancy.tenants",
+            "tenancy.users",
+        )
+    },
+    # What a service must do across tenants, on the columns that takes.
+    ("alerting_engine", "alerting.notifications"): Grant(
+        "SELECT(tenant_id, id, seq, alert_id, channel_id, status, attempts, due_at, lease_token)"
+        " UPDATE(status, attempts, due_at, lease_token)",
+        "claims what is due; what is sent is read by the tenant's own transaction",
+    ),
+    ("alerting_engine", "alerting.firings"): Grant(
+        "SELECT(triggered_at, cleared_at) DELETE", "forgets firings long over"
+    ),
+    ("gateway_engine", "gateway.sessions"): Grant(
+        "SELECT(id, revoked_at, expires_at) DELETE", "catches up with revocations; cleans up"
+    ),
+    ("gateway_engine", "gateway.tickets"): Grant(
+        "SELECT DELETE", "a ticket is taken before its tenant is known"
+    ),
+    ("rules_engine", "rules.rules"): Grant(
+        "SELECT(tenant_id, id, name, type, device_id, metric, condition, hold, severity, enabled,"
+        " version, created_at, updated_at)",
+        "points of all tenants come in one stream",
+    ),
+    ("rules_engine", "rules.shards"): Grant("SELECT INSERT UPDATE", "claims shards"),
+    ("ml_engine", "ml.models"): Grant("SELECT", "points of all tenants come in one stream"),
+    # Tables of no tenant.
+    ("gateway_rw", "gateway.signing_keys"): Grant("SELECT INSERT DELETE", "keeps its keys"),
+    ("rules_rw", "rules.shards"): Grant("SELECT UPDATE", "fences off one that lost its shard"),
+    ("tenancy_rw", "tenancy.users"): Grant("SELECT(id, email)", "members, by the policy; no hash"),
+}
+"""What roles may do beyond a service's own tenant tables, exactly."""
+
+for _service in SERVICES:
+    _rw, _engine = f"{_service}_rw", f"{_service}_engine"
+    GRANTS[_rw, f"{_service}.outbox"] = Grant("INSERT", "says events, reads none")
+    GRANTS[_engine, f"{_service}.outbox"] = Grant("SELECT DELETE", "the relay")
+    GRANTS[_rw, f"{_service}.inbox"] = Grant("SELECT INSERT", "marks what it handled")
+    GRANTS[_engine, f"{_service}.inbox"] = Grant("SELECT DELETE", "trims it")
+
+# What is erased and the word of it commit together.
+GRANTS["retention_engine", "retention.outbox"] = Grant("SELECT INSERT DELETE", "the relay; says")
+GRANTS["retention_engine", "retention.policies"] = Grant(
+    "SELECT(tenant_id, id, data_type, keep_days)", "a day is dropped when no tenant wants it"
+)
+
+HIDDEN_FROM_OBSERVER = frozenset(
+    {
+        "password_hash",
+        "token_hash",
+        "parent_hash",
+        "ticket_hash",
+        "private_pem",
+        "secret",
+        "config",
+        "email",
+    }
+)
+"""Columns that not even the operators' dashboards read."""
+
+SCHEMA_USERS: dict[str, frozenset[str]] = {
+    "sec": _callers(PUBLIC),
+    "bus": RW | {BUS, OBSERVER},
+    "historian": _callers(
+        *("analytics_rw", "ml_rw", "rules_rw", "retention_rw", "ingest_rw"),
+        *("rules_engine", "ml_engine", "analytics_engine", "gateway_engine"),
+        *("ingest_engine", "retention_engine"),
+        *(HISTORIAN_WRITER, OBSERVER, LOOKUP),
+    ),
+    **{service: _callers(f"{service}_rw", f"{service}_engine", OBSERVER) for service in SERVICES},
+}
+"""Who may use the names in a schema. (None may create in one.)"""
+SCHEMA_USERS["ingest"] |= {HISTORIAN_WRITER, LOOKUP}
+SCHEMA_USERS["gateway"] |= {LOOKUP}
+SCHEMA_USERS["tenancy"] |= {LOOKUP}
+
+UNIQUE_ACROSS_TENANTS: dict[str, str] = {
+    "gateway.refresh_tokens_hash": "random: that two are equal does not happen",
+    "gateway.tickets_hash": "random: that two are equal does not happen",
+    "ingest.credentials_token": "random: that two are equal does not happen",
+    "historian.series_id_key": "given by a sequence, never chosen",
+    "tenancy.tenants_slug_key": "chosen by the platform's admins alone, who see all",
+}
+"""Unique indexes of tenants' tables that do not lead with the tenant."""
+
+INDEXES_ACROSS_TENANTS: dict[str, str] = {
+    "alerting.firings_cleared": "alerting_engine's, which crosses",
+    "gateway.sessions_revoked": "gateway_engine's, which crosses",
+    "gateway.sessions_expiry": "gateway_engine's, which crosses",
+    "gateway.tickets_expiry": "gateway_engine's, which crosses",
+    "tenancy.memberships_of_user": "the look-up's at login",
+}
+"""Other indexes of tenants' tables that do not lead with the tenant."""
+
+KEYS_ACROSS_TENANTS: dict[str, str] = {
+    "tenancy.memberships_user_id_fkey": "a user is nobody's: the membership is what has a tenant",
+}
+"""Foreign keys of tenants' tables that do not lead with the tenant."""

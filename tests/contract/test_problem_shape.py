@@ -1,0 +1,150 @@
+"""Every error, whatever its source, has the one shape that clients are promised."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import httpx2
+import pytest
+from fastapi import APIRouter, FastAPI, Query
+
+from libs.common import errors
+from libs.common.errors import AppError
+from libs.common.http.access import public
+from libs.common.http.app import create_app
+from libs.common.http.problems import MEDIA_TYPE, Problem, send_problem
+from libs.common.http.schemas import Body
+
+KINDS = {kind.slug: kind for kind in AppError.__subclasses__()}
+
+STATUSES = {
+    "malformed": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not-found": 404,
+    "conflict": 409,
+    "precondition-failed": 412,
+    "too-large": 413,
+    "unsupported-media-type": 415,
+    "invalid": 422,
+    "too-many-requests": 429,
+    "unavailable": 503,
+}
+
+
+class Setpoint(Body):
+    value: float
+
+
+router = APIRouter()
+
+
+@router.get("/fails/{kind}")
+@public("a test")
+async def fail(kind: str) -> None:
+    raise KINDS[kind]("it went wrong", errors=[errors.FieldError("#/a", "because")])
+
+
+@router.get("/breaks")
+@public("a test")
+async def break_down(limit: Annotated[int, Query(ge=1)] = 1) -> None:
+    raise RuntimeError("inner secrets at /srv/app.py")
+
+
+@router.put("/setpoint")
+@public("a test")
+async def set_point(setpoint: Setpoint) -> None: ...
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    return create_app("demo", version="1", routers=[router])
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://demo") as client:
+        yield client
+
+
+def assert_problem(response: httpx2.Response, status: int, slug: str) -> Problem:
+    assert response.status_code == status
+    assert response.headers["content-type"] == MEDIA_TYPE
+    body = response.json()
+    assert list(body) == ["type", "title", "status", "detail", "errors", "request_id"]
+    problem = Problem.model_validate(body, strict=True)
+    assert problem.type == f"urn:iiot:problem:{slug}"
+    assert problem.status == status
+    assert problem.title
+    assert problem.detail
+    assert problem.request_id == response.headers["x-request-id"]
+    return problem
+
+
+def test_every_kind_of_error_is_promised_a_status() -> None:
+    assert {slug: kind.status for slug, kind in KINDS.items()} == STATUSES
+
+
+@pytest.mark.parametrize(("slug", "status"), STATUSES.items())
+async def test_a_kind_raised_in_a_route(client: httpx2.AsyncClient, slug: str, status: int) -> None:
+    response = await client.get(f"/fails/{slug}")
+    problem = assert_problem(response, status, slug)
+    assert problem.detail == "it went wrong"
+    assert [(e.pointer, e.reason) for e in problem.errors] == [("#/a", "because")]
+    assert ("retry-after" in response.headers) == (status in {429, 503})
+    assert ("www-authenticate" in response.headers) == (status == 401)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "content_type", "status", "slug"),
+    [
+        ("GET", "/nowhere", b"", "", 404, "not-found"),
+        ("GET", "/breaks/", b"", "", 404, "not-found"),
+        ("DELETE", "/breaks", b"", "", 405, "method-not-allowed"),
+        ("GET", "/breaks", b"", "", 500, "internal"),
+        ("GET", "/breaks?limit=0", b"", "", 422, "invalid"),
+        ("GET", "/breaks?limit=%00", b"", "", 422, "invalid"),
+        ("GET", "/fails/%00", b"", "", 404, "not-found"),
+        ("PUT", "/setpoint", b"", "application/json", 422, "invalid"),
+        ("PUT", "/setpoint", b"{", "application/json", 400, "malformed"),
+        ("PUT", "/setpoint", b'{"value":1}', "text/plain", 415, "unsupported-media-type"),
+        ("PUT", "/setpoint", b'{"value":1}', "", 415, "unsupported-media-type"),
+        ("PUT", "/setpoint", b'{"value":NaN}', "application/json", 422, "invalid"),
+        ("PUT", "/setpoint", b" " * 1_048_577, "application/json", 413, "too-large"),
+    ],
+)
+async def test_what_no_route_raised(
+    client: httpx2.AsyncClient,
+    method: str,
+    path: str,
+    content: bytes,
+    content_type: str,
+    status: int,
+    slug: str,
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.request(method, path, content=content, headers=headers)
+    assert_problem(response, status, slug)
+
+
+async def test_a_raw_asgi_app_says_its_errors_alike(app: FastAPI) -> None:
+    @public("a test")
+    async def raw(scope, receive, send):  # type: ignore[no-untyped-def]  # ASGI's own loose types
+        await send_problem(scope, receive, send, errors.Unavailable("no upstream"))
+
+    app.mount("/raw", raw)
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://demo") as client:
+        assert_problem(await client.get("/raw/x"), 503, "unavailable")
+
+
+def test_openapi_promises_the_shape_for_every_operation(app: FastAPI) -> None:
+    document = app.openapi()
+    promised = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert operation["responses"]["default"]["content"] == {MEDIA_TYPE: promised}
+    assert set(document["components"]["schemas"]["Problem"]["required"]) == set(
+        Problem.model_fields
+    )
+    assert "HTTPValidationError" not in document["components"]["schemas"]

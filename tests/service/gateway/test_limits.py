@@ -1,0 +1,147 @@
+"""How much one may ask for."""
+
+from collections.abc import AsyncIterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from deploy.local.redis import Redis, find_redis
+from libs.common.bus.local import LocalBus
+from services.gateway.adapters.limits import Limiter
+from services.gateway.domain.limit import Limit
+from services.gateway.settings import Settings
+from tests.database import DatabaseUrls
+from tests.servers import SharedServer
+from tests.service.gateway.conftest import PASSWORD, World, bearer, running
+
+
+@pytest.fixture
+async def strict(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> AsyncIterator[World]:
+    """A gateway that allows little."""
+    few = settings.model_copy(
+        update={
+            "requests_per_minute": 3,
+            "requests_per_minute_of": {"rules": 1},
+            "device_requests_per_minute": 2,
+            "anonymous_per_minute": 40,
+            "trusted_proxies": (ip_network("127.0.0.1/32"),),
+        }
+    )
+    async with running(few, bus, database_urls) as world:
+        yield world
+
+
+async def test_the_headers_count_down_and_the_next_request_is_refused(strict: World) -> None:
+    headers = await strict.headers(strict.person())
+    told = []
+    for _ in range(3):
+        answer = await strict.http.get("/api/v1/devices", headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit-policy"] == '"user";q=3;w=60'
+        told.append(answer.headers["ratelimit"].split(";")[:2])
+    assert told == [['"user"', "r=2"], ['"user"', "r=1"], ['"user"', "r=0"]]
+    refused = await strict.http.get("/api/v1/devices", headers=headers)
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["ratelimit"].startswith('"user";r=0;t=')
+    assert len(strict.service.asked) == 3
+
+
+async def test_a_part_of_the_api_may_have_a_limit_of_its_own(strict: World) -> None:
+    headers = await strict.headers(strict.person())
+    assert (await strict.http.get("/api/v1/rules", headers=headers)).status_code == 200
+    assert (await strict.http.get("/api/v1/rules", headers=headers)).status_code == 429
+    assert (await strict.http.get("/api/v1/devices", headers=headers)).status_code == 200
+
+
+async def test_what_one_user_asks_for_costs_another_nothing(strict: World) -> None:
+    ann, ben = await strict.headers(strict.person()), await strict.headers(strict.person())
+    for _ in range(4):
+        await strict.http.get("/api/v1/devices", headers=ann)
+    assert (await strict.http.get("/api/v1/devices", headers=ben)).status_code == 200
+
+
+async def test_each_device_has_a_limit_of_its_own(strict: World) -> None:
+    tokens = ["iiotd_" + letter * 43 for letter in "ab"]
+    for _ in range(2):
+        for token in tokens:
+            sent = await strict.http.post("/api/v1/telemetry", json={}, headers=bearer(token))
+            assert sent.status_code == 200
+    refused = await strict.http.post("/api/v1/telemetry", json={}, headers=bearer(tokens[0]))
+    assert refused.status_code == 429
+
+
+async def test_a_guesser_is_stopped_and_the_true_owner_elsewhere_is_not(strict: World) -> None:
+    ann = strict.person()
+    guess = {"email": ann.email.upper(), "password": "guess"}
+    guessed = [
+        (await strict.http.post("/api/v1/auth/login", json=guess)).status_code for _ in range(7)
+    ]
+    assert guessed == [401] * 5 + [429] * 2
+    elsewhere = await strict.http.post(
+        "/api/v1/auth/login",
+        json={"email": ann.email, "password": PASSWORD},
+        headers={"x-forwarded-for": "203.0.113.9"},
+    )
+    assert elsewhere.status_code == 200
+
+
+async def test_a_forged_hop_does_not_make_a_new_address(strict: World) -> None:
+    ann = strict.person()
+    statuses = [
+        (
+            await strict.http.post(
+                "/api/v1/auth/login",
+                json={"email": ann.email, "password": "guess"},
+                # The proxy before us adds the address it saw on the right.
+                headers={"x-forwarded-for": f"198.51.100.{n}, 203.0.113.9"},
+            )
+        ).status_code
+        for n in range(6)
+    ]
+    assert statuses == [401] * 5 + [429]
+
+
+async def test_trying_tokens_is_limited_by_address(strict: World) -> None:
+    statuses = [
+        (await strict.http.get("/api/v1/devices", headers=bearer("x.y.z"))).status_code
+        for _ in range(42)
+    ]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+
+
+async def test_replicas_count_together_in_redis(redis_server: SharedServer) -> None:
+    replicas = [Limiter(redis_server.url), Limiter(redis_server.url)]
+    limit = Limit("together", 3)
+    for replica in replicas:
+        await replica.open()
+    try:
+        key = f"test-{id(replicas)}"
+        standings = [await replicas[n % 2].hit(limit, key) for n in range(4)]
+        assert [s.is_allowed for s in standings] == [True, True, True, False]
+        assert [s.remaining for s in standings] == [2, 1, 0, 0]
+    finally:
+        for replica in replicas:
+            await replica.close()
+
+
+async def test_when_redis_dies_the_limit_is_stricter_and_nothing_fails(tmp_path: Path) -> None:
+    redis = Redis(tmp_path, find_redis())
+    redis.start()
+    limiter = Limiter(redis.url)
+    await limiter.open()
+    try:
+        limit = Limit("user", 8)
+        assert (await limiter.hit(limit, "ann")).remaining == 7
+        redis.stop()
+        standings = [await limiter.hit(limit, "ann") for _ in range(3)]
+        assert [s.is_allowed for s in standings] == [True, True, False]
+        assert standings[0].limit.per_minute == 2
+    finally:
+        await limiter.close()
+        redis.stop()

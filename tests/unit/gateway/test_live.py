@@ -1,0 +1,125 @@
+"""Who hears what."""
+
+import json
+from array import array
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from libs.common.events.base import Message
+from libs.common.events.ingest import TelemetryReceived
+from services.gateway.domain.live import AlertUpdate, DeviceUpdate, Kind, Wish, narrowed
+from services.gateway.store.lookups import Series
+from services.gateway.usecases.live import BYTES_WAITING, TRY_LATER, Connection, Live
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+ALL = frozenset(Kind)
+PUMP, PRESS = uuid4(), uuid4()
+
+
+class Historian:
+    """Knows series 1 and 2 of tenant 1, and counts how often it is asked."""
+
+    def __init__(self, tenant_id: UUID) -> None:
+        self.tenant_id = tenant_id
+        self.asked: list[list[int]] = []
+
+    async def describe_series(self, ids: Sequence[int]) -> list[Series]:
+        self.asked.append(list(ids))
+        devices = {1: PUMP, 2: PRESS}
+        return [Series(i, self.tenant_id, devices[i], "temp", 0) for i in ids if i in devices]
+
+
+def a_batch(*series: int) -> Message:
+    count = len(series)
+    return TelemetryReceived(
+        at=NOW,
+        shard=0,
+        tenants=array("i", [1] * count).tobytes(),
+        series=array("i", series).tobytes(),
+        ts=array("q", [0] * count).tobytes(),
+        values=array("d", [1.5] * count).tobytes(),
+        quality=bytes(count),
+    ).to_message()
+
+
+def a_connection(tenant_id: UUID, allowed: frozenset[Kind] = ALL) -> Connection:
+    return Connection(tenant_id, uuid4(), uuid4(), allowed)
+
+
+async def test_while_nobody_is_connected_nothing_is_even_decoded() -> None:
+    live = Live(Historian(uuid4()))
+    await live.hear_telemetry([Message(id=uuid4(), type="x", source="x", time=NOW, body=b"junk")])
+
+
+async def test_a_series_is_looked_up_once() -> None:
+    tenant = uuid4()
+    historian = Historian(tenant)
+    live = Live(historian)
+    connection = a_connection(tenant)
+    live.join(connection)
+    await live.hear_telemetry([a_batch(1, 2), a_batch(2, 1)])
+    assert historian.asked == [[1, 2]]
+    points = json.loads(await connection.next())["points"]
+    assert [p["device_id"] for p in points] == [str(PUMP), str(PRESS)]
+    assert points[0]["ts"] == "1970-01-01T00:00:00Z"
+
+
+async def test_each_hears_the_devices_and_kinds_they_asked_for() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant))
+    pump, press, alerts = (a_connection(tenant) for _ in range(3))
+    pump.interest = narrowed(Wish(devices=[PUMP]), ALL)
+    press.interest = narrowed(Wish(devices=[PRESS]), ALL)
+    alerts.interest = narrowed(Wish(types=[Kind.ALERT]), ALL)
+    for connection in (pump, press, alerts):
+        live.join(connection)
+    await live.hear_telemetry([a_batch(1)])
+    live.tell(tenant, DeviceUpdate("updated", PRESS, NOW, {}))
+    live.tell(tenant, AlertUpdate("opened", uuid4(), None, NOW, {}))
+    assert json.loads(await pump.next())["type"] == "telemetry_update"
+    assert json.loads(await press.next())["type"] == "device_update"
+    assert json.loads(await alerts.next())["type"] == "alert"
+    # An alert that is about no device is everyone's.
+    assert json.loads(await pump.next())["type"] == "alert"
+
+
+def test_a_wish_does_not_widen_what_one_may_see() -> None:
+    allowed = frozenset({Kind.DEVICE})
+    assert narrowed(Wish(), allowed).kinds == allowed
+    assert narrowed(Wish(types=[Kind.ALERT, Kind.DEVICE]), allowed).kinds == allowed
+
+
+async def test_of_another_tenant_nothing_is_heard() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant))
+    stranger = a_connection(uuid4())
+    live.join(stranger)
+    await live.hear_telemetry([a_batch(1), a_batch(1)])
+    live.tell(tenant, DeviceUpdate("updated", PUMP, NOW, {}))
+    assert live.sent == 0
+
+
+async def test_one_who_does_not_keep_up_is_cut() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant))
+    slow = a_connection(tenant)
+    live.join(slow)
+    update = DeviceUpdate("updated", PUMP, NOW, {"note": "x" * (BYTES_WAITING // 4)})
+    for _ in range(6):
+        live.tell(tenant, update)
+    assert slow.closed.result()[0] == TRY_LATER
+
+
+async def test_the_end_of_a_session_cuts_its_connections_alone() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant))
+    here, there = a_connection(tenant), a_connection(tenant)
+    live.join(here)
+    live.join(there)
+    live.close_session(here.session_id)
+    assert here.closed.done()
+    assert not there.closed.done()
+    live.leave(here)
+    live.leave(there)
+    assert live.count() == 0
