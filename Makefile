@@ -17,7 +17,7 @@ WORKERS ?= auto
 PARALLEL := -n $(WORKERS) --dist loadfile
 UNIT_PARALLEL := -n $(WORKERS) --dist worksteal
 # Test folders that exist; TESTS=... and ARGS="-k telemetry -x" narrow a run down.
-TESTS ?= $(wildcard tests/unit tests/service tests/contract tests/system)
+TESTS ?= tests/unit tests/service tests/contract tests/system tests/faults
 ARGS ?=
 
 .PHONY: help
@@ -59,9 +59,9 @@ check: $(READY) ## what must hold before a commit: format, lint, types, imports,
 	@$(PYTHON) -m pytest -q $(UNIT_PARALLEL) tests/unit $(ARGS)
 
 .PHONY: test
-test: $(READY) ## unit, service, contract and system tests, on real servers (TESTS= ARGS=)
+test: $(READY) ## everything but the long fault series, on real servers (TESTS= ARGS=)
 	@$(PYTHON) -m deploy.local.servers --install
-	@$(PYTHON) -m pytest -q $(PARALLEL) $(TESTS) $(ARGS)
+	@$(PYTHON) -m pytest -q $(PARALLEL) -m "not long" $(TESTS) $(ARGS)
 
 .PHONY: system
 system: $(READY) ## the system tests alone
@@ -69,19 +69,19 @@ system: $(READY) ## the system tests alone
 	@$(PYTHON) -m pytest tests/system $(ARGS)
 
 .PHONY: faults
-faults: $(READY) ## kill, stop, cut and fill things, and look for what is lost
+faults: $(READY) ## the whole series: kill and stop things, and look for what is lost
 	@$(PYTHON) -m deploy.local.servers --install
 	@$(PYTHON) -m pytest tests/faults $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## run under load for a while and look for what grows (ARGS="--minutes 10")
+soak: $(READY) ## ten minutes under load: is anything lost, how much memory (ARGS="--seconds 3600")
 	@$(PYTHON) -m deploy.local.servers --install
-	@$(PYTHON) -m tests.bench.soak $(ARGS)
+	@$(PYTHON) -m tests.bench.ingest --seconds 600 --rate 10000 $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure one promise, or all (NAME=ingest ARGS=--json)
+bench: $(READY) ## measure a promise (NAME=ingest or gateway, ARGS=--json)
 	@$(PYTHON) -m deploy.local.servers --install
-	@$(PYTHON) -m tests.bench.$(if $(NAME),$(NAME),all) $(ARGS)
+	@$(PYTHON) -m tests.bench.$(if $(NAME),$(NAME),ingest) $(ARGS)
 
 ##@ Database
 

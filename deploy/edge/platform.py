@@ -20,6 +20,7 @@ from deploy.local.processes import LOOPBACK
 from libs.common.bus.local import LocalBus
 from libs.common.clock import Clock
 from libs.common.db.roles import BUS, HISTORIAN_WRITER
+from libs.common.service import settle_memory
 
 SERVICES = ("tenancy", "ingest", "rules", "analytics", "ml", "alerting", "retention")
 """In the order they are started; the gateway comes last, and people through it."""
@@ -76,6 +77,7 @@ async def running(
         for app in (*apps.values(), gateway):
             await stack.enter_async_context(app.router.lifespan_context(app))
         await bus.start()
+        settle_memory()
         stack.push_async_callback(bus.stop)
         await stack.enter_async_context(_serving(gateway, options))
         yield Platform(apps, gateway, bus, url)

@@ -65,5 +65,11 @@ class Ticker:
             self._woken.clear()
             try:
                 await self._job()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # Not us: something that the job waited for was cancelled.
+                log.exception("job failed", job=self.name)
             except Exception:
                 log.exception("job failed", job=self.name)

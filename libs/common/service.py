@@ -1,6 +1,7 @@
 """Running one service as a process of its own: `python -m services.<name>`."""
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -47,6 +48,17 @@ def main(service: str, settings: T, build: Callable[[T, Bus, Clock], FastAPI]) -
     )
 
 
+def settle_memory() -> None:
+    """Tell the garbage collector that what lives now stays, and to look at the rest less often.
+
+    A service under load makes much that dies young; at the defaults, full collections stopped
+    ingest for up to 0.4 s at a time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)
+
+
 def with_bus(app: FastAPI, bus: Bus) -> None:
     """Let the bus deliver while the app lives: after its resources are open, until before they close."""
     inner = app.router.lifespan_context
@@ -55,6 +67,7 @@ def with_bus(app: FastAPI, bus: Bus) -> None:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with inner(app):
             await bus.start()
+            settle_memory()
             try:
                 yield
             finally:

@@ -33,7 +33,7 @@ def config(prefix: str) -> SettingsConfigDict:
 
 
 class ServiceSettings(BaseSettings):
-    """The settings that all services have. Durations are seconds or ISO 8601."""
+    """The settings that all services have. Durations are ISO 8601: PT10S."""
 
     model_config = SettingsConfigDict(frozen=True)
 

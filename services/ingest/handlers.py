@@ -9,6 +9,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from libs.common.bus.base import Bus, Subscription
+from libs.common.bus.outcome import is_transient
 from libs.common.bus.subscriptions import listen
 from libs.common.events.base import Message
 from libs.common.events.ingest import DeviceCredentialRotated, DeviceDeleted, TelemetryReceived
@@ -18,9 +19,12 @@ from services.ingest.usecases.sources import Sources
 log = structlog.get_logger(__name__)
 
 BATCHES_AT_ONCE = 64
+GATHER_S = 0.005
+"""How long a batch waits for those of other shards: they leave the intake together, and arrive one
+after the other."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Brought:
     batches: list[TelemetryReceived]
     is_stored: bool = False
@@ -69,10 +73,15 @@ class Writer:
         """Store the batches; returns after the COMMIT. Raises what that raised."""
         brought = _Brought([TelemetryReceived.from_message(message) for message in messages])
         self._waiting.append(brought)
-        while not brought.is_over:
-            async with self._turn:
-                if not brought.is_over:
-                    await self._write_some()
+        try:
+            while not brought.is_over:
+                async with self._turn:
+                    if not brought.is_over:
+                        await asyncio.sleep(GATHER_S)
+                        await self._write_some()
+        finally:
+            if brought in self._waiting:  # cancelled: nobody waits for it any more
+                self._waiting.remove(brought)
         if brought.error is not None:
             raise brought.error
 
@@ -86,8 +95,21 @@ class Writer:
             if rows >= self._rows:
                 break
         try:
+            await self._land(group)
+        except asyncio.CancelledError:
+            # Only the one whose turn it is was cancelled: what the others brought still waits.
+            self._waiting.extendleft(reversed(group))
+            raise
+
+    async def _land(self, group: list[_Brought]) -> None:
+        try:
             landed = await self._landing.land([b for brought in group for b in brought.batches])
         except Exception as error:  # noqa: BLE001 - judged by the bus, for each who brought something
+            if len(group) > 1 and not is_transient(error):
+                # The fault of one of them: each is tried apart.
+                for brought in group:
+                    await self._land([brought])
+                return
             for brought in group:
                 brought.error = error
             return

@@ -4,6 +4,7 @@ Invariant 2 beside it: what is delivered twice shows once.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from uuid import UUID
 
@@ -73,3 +74,27 @@ async def test_postgresql_is_killed(cluster: Cluster, devices: dict[UUID, str]) 
         cluster.postgres.start()
 
     await endure(cluster, devices, kill, times=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("member", ["ingest", "ingest-writer"])
+async def test_a_process_is_killed_again_and_again(
+    cluster: Cluster, devices: dict[UUID, str], member: str
+) -> None:
+    def kill() -> None:
+        cluster.kill(member)
+        cluster.restart(member)
+
+    await endure(cluster, devices, kill, times=10)
+
+
+@pytest.mark.long
+async def test_postgresql_is_stopped_for_a_minute(
+    cluster: Cluster, devices: dict[UUID, str]
+) -> None:
+    def stop() -> None:
+        cluster.postgres.stop()
+        time.sleep(60)  # the length of the outage is the fault itself
+        cluster.postgres.start()
+
+    await endure(cluster, devices, stop, times=1)

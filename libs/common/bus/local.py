@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeAlias
 
 import asyncpg
 import msgspec
@@ -25,6 +26,13 @@ from libs.common.bus.outcome import Outcome, is_transient, outcome_of
 from libs.common.clock import Clock
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
+
+LOST = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -47,12 +55,22 @@ SPAN = 8192
 """Positions in one partition of the log."""
 
 READ_AT_ONCE = 256
+TELEMETRY_AT_ONCE = 64
+"""Batches are large, and each subscriber holds as many."""
+APPEND_AT_ONCE = 2_000
+RETRY_AT_ONCE = 100
 TICK_S = 1.0
 TRIM_S = 10.0
 FIRST_RETRY_S = 0.2
 LONGEST_RETRY_S = 30.0
 LONGEST_PAUSE_S = 5.0
 STOP_S = 10.0
+PUBLISH_S = 10.0
+"""What is not committed by then may or may not be later: the publisher is told that it is not known."""
+CLOSE_S = 5.0
+CHECK_S = 3.0
+
+_Publishing: TypeAlias = "tuple[Sequence[Message], asyncio.Future[None]]"
 
 
 @dataclass(slots=True)
@@ -88,20 +106,28 @@ class LocalBus(Bus):
         self._pool: asyncpg.Pool | None = None
         self._subscribers: list[_Subscriber] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._pending: list[tuple[Sequence[Message], asyncio.Future[None]]] = []
+        self._pending: list[_Publishing] = []
         self._appendable = asyncio.Event()
         self._stopping = asyncio.Event()
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """Append the messages and return once they are committed."""
+        """Append the messages and return once they are committed. Raises Unavailable after 10 s."""
         if not messages:
             return
         if self._pool is None or self._stopping.is_set():
             raise Unavailable("the event log is not open", retry_after_s=1)
         appended = asyncio.get_running_loop().create_future()
-        self._pending.append((messages, appended))
+        publishing = (messages, appended)
+        self._pending.append(publishing)
         self._appendable.set()
-        await appended
+        try:
+            async with asyncio.timeout(PUBLISH_S):
+                await appended
+        except TimeoutError:
+            raise Unavailable("the event log did not confirm in time", retry_after_s=5) from None
+        finally:
+            if not appended.done() or appended.cancelled():
+                self._pending = [p for p in self._pending if p is not publishing]
 
     def subscribe(self, subscription: Subscription, handle: Handle) -> None:
         """Listen from `start` on."""
@@ -122,9 +148,18 @@ class LocalBus(Bus):
             max_size=8,
             timeout=5,
             command_timeout=60,
-            server_settings={"application_name": "iiot-bus", "jit": "off"},
+            server_settings={
+                "application_name": "iiot-bus",
+                "jit": "off",
+                "idle_in_transaction_session_timeout": "60s",
+            },
         )
-        await self._register()
+        try:
+            await self._register()
+        except BaseException:
+            self._pool.terminate()
+            self._pool = None
+            raise
         self._tasks = [asyncio.create_task(self._append_pending(), name="bus.append")]
         self._tasks += [asyncio.create_task(self._trim(), name="bus.trim")]
         self._tasks += [
@@ -141,11 +176,21 @@ class LocalBus(Bus):
         _, late = await asyncio.wait(self._tasks, timeout=STOP_S)
         for task in late:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            for subscriber in self._subscribers:
-                await self._save(subscriber)
-        await self._pool.close()
+        if late:
+            await asyncio.wait(late, timeout=CLOSE_S)
+        for _, appended in self._pending:
+            if not appended.done():
+                appended.set_exception(Unavailable("the event log was closed", retry_after_s=1))
+        self._pending = []
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                with contextlib.suppress(*LOST):
+                    for subscriber in self._subscribers:
+                        await self._save(subscriber)
+                await self._pool.close()
+        except TimeoutError:
+            log.warning("the event log did not close in time")
+            self._pool.terminate()
         self._pool = None
 
     async def check(self) -> None:
@@ -153,8 +198,9 @@ class LocalBus(Bus):
         if self._pool is None:
             raise Unavailable("the event log is not open")
         try:
-            await self._pool.fetchval("SELECT 1")
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            async with asyncio.timeout(CHECK_S):
+                await self._pool.fetchval("SELECT 1")
+        except LOST as error:
             raise Unavailable("the event log cannot be reached") from error
 
     def wake(self) -> None:
@@ -194,23 +240,36 @@ class LocalBus(Bus):
                 self._appendable.clear()
                 await self._appendable.wait()
                 continue
-            batch, self._pending = self._pending, []
-            try:
-                await self._pool.fetchval(
-                    APPEND, *_columns([m for messages, _ in batch for m in messages])
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it is belongs to those who wait
-                reason = error
-                if is_transient(error):
-                    reason = Unavailable("the event log cannot be written now", retry_after_s=1)
-                    reason.__cause__ = error
-                for _, appended in batch:
-                    if not appended.done():
-                        appended.set_exception(reason)
-                continue
-            for _, appended in batch:
-                if not appended.done():
-                    appended.set_result(None)
+            batch: list[_Publishing] = []
+            count = 0
+            while self._pending and count < APPEND_AT_ONCE:
+                batch.append(self._pending.pop(0))
+                count += len(batch[-1][0])
+            await self._append(batch)
+
+    async def _append(self, batch: Sequence[_Publishing]) -> None:
+        """Commit, and tell those who wait what became of it."""
+        assert self._pool is not None
+        error: Exception | None = None
+        try:
+            await self._pool.fetchval(
+                APPEND, *_columns([m for messages, _ in batch for m in messages])
+            )
+        except asyncio.CancelledError:
+            _tell(batch, Unavailable("the event log was closed", retry_after_s=1))
+            raise
+        except Exception as caught:  # noqa: BLE001 - whatever it is belongs to those who wait
+            error = caught
+            if is_transient(caught):
+                error = Unavailable("the event log cannot be written now", retry_after_s=1)
+                error.__cause__ = caught
+            elif len(batch) > 1:
+                # The fault of one of them: each is tried apart, in the same order.
+                for publishing in batch:
+                    await self._append([publishing])
+                return
+        _tell(batch, error)
+        if error is None:
             self.wake()
 
     async def _trim(self) -> None:
@@ -220,8 +279,12 @@ class LocalBus(Bus):
             try:
                 for subscriber in self._subscribers:
                     await self._save(subscriber)
-                await self._pool.execute("SELECT bus.turn(2, $1)", SPAN)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                # What this process's own replicas have not read yet is kept for them too.
+                unread = [s.position for s in self._subscribers if not s.durable]
+                await self._pool.execute(
+                    "SELECT bus.turn(2, $1, $2)", SPAN, min(unread, default=None)
+                )
+            except LOST as error:
                 log.warning("the event log could not be trimmed", error=repr(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TRIM_S)
@@ -252,8 +315,9 @@ class LocalBus(Bus):
         assert self._pool is not None
         subscription = subscriber.subscription
         topic = "telemetry" if subscription.sharded else "events"
+        at_once = TELEMETRY_AT_ONCE if subscription.sharded else READ_AT_ONCE
         rows = await self._pool.fetch(
-            READ, subscriber.position, topic, list(subscription.types), READ_AT_ONCE
+            READ, subscriber.position, topic, list(subscription.types), at_once
         )
         messages = [(row["position"], _message(row)) for row in rows if row["id"] is not None]
         for start in range(0, len(messages), subscription.batch):
@@ -261,15 +325,15 @@ class LocalBus(Bus):
             if not await self._handle(subscriber, [m for _, m in chunk]):
                 return True  # stopping: not handled, so not passed
             subscriber.position = chunk[-1][0]
-        if len(messages) < READ_AT_ONCE and rows[0]["head"] is not None:
+        if len(messages) < at_once and rows[0]["head"] is not None:
             subscriber.position = max(subscriber.position, rows[0]["head"])
         if subscriber.durable and messages:
             await self._save(subscriber)
-        return len(messages) < READ_AT_ONCE
+        return len(messages) < at_once
 
     async def _handle(self, subscriber: _Subscriber, messages: Sequence[Message]) -> bool:
         """Bring a batch to its end; False if the bus is stopping before that."""
-        pauses = 0
+        pauses = failures = 0
         while True:
             try:
                 await subscriber.handle(messages)
@@ -288,6 +352,15 @@ class LocalBus(Bus):
                         if not await self._handle(subscriber, [message]):
                             return False
                     return True
+                if outcome is Outcome.RETRY and not subscriber.durable:
+                    # What each replica must hear is not set aside: it is tried again in its place.
+                    failures += 1
+                    if failures < subscriber.subscription.attempts:
+                        if self._stopping.is_set():
+                            return False
+                        subscriber.counts.retried += 1
+                        await self._pause(subscriber, failures)
+                        continue
                 if outcome is not Outcome.DONE:
                     await self._set_aside(subscriber, messages[0], error, outcome, attempts=1)
                     return True
@@ -302,9 +375,10 @@ class LocalBus(Bus):
         now = self._clock.now()
         rows = await self._pool.fetch(
             "SELECT attempts, message FROM bus.retries"
-            " WHERE subscriber = $1 AND due_at <= $2 ORDER BY due_at",
+            " WHERE subscriber = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3",
             subscriber.name,
             now,
+            RETRY_AT_ONCE,
         )
         for row in rows:
             message = msgspec.msgpack.decode(row["message"], type=Message)
@@ -408,6 +482,16 @@ class LocalBus(Bus):
                 position,
             )
         subscriber.saved = position
+
+
+def _tell(batch: Sequence[_Publishing], error: Exception | None) -> None:
+    for _, appended in batch:
+        if appended.done():
+            continue  # gave up waiting
+        if error is None:
+            appended.set_result(None)
+        else:
+            appended.set_exception(error)
 
 
 class _LogOutbox(Outbox):

@@ -9,8 +9,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from libs.common.errors import AppError, Conflict, NotFound, TooManyRequests, Unavailable
 
-TRANSIENT_SQLSTATES = ("08", "53", "57P", "40001", "40P01")
-"""Connection lost, out of resources, shutting down, serialisation failure, deadlock."""
+TRANSIENT_SQLSTATES = ("08", "25006", "40001", "40P01", "53", "55P03", "57P", "58")
+"""Connection lost, a standby, serialisation failure, deadlock, out of resources, a lock not had in
+time, shutting down, an error of the system below."""
 
 
 class Outcome(Enum):
@@ -45,7 +46,8 @@ def is_transient(error: BaseException) -> bool:
         return error.connection_invalidated or is_transient_sqlstate(_sqlstate(error.orig))
     if isinstance(error, asyncpg.PostgresError):
         return is_transient_sqlstate(error.sqlstate)
-    return isinstance(error, OSError | asyncpg.InterfaceError)
+    # An InternalClientError is what the driver says when a connection is lost in mid-operation.
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
 def is_transient_sqlstate(sqlstate: str | None) -> bool:

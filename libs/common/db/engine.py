@@ -64,7 +64,12 @@ class Database:
         connect_args = {
             "timeout": 5,
             "command_timeout": 60,
-            "server_settings": {"application_name": application_name, "jit": "off"},
+            "server_settings": {
+                "application_name": application_name,
+                "jit": "off",
+                # A process that hangs in mid-transaction must not hold its locks for ever.
+                "idle_in_transaction_session_timeout": "60s",
+            },
         }
         sqlalchemy_url = url.replace("postgresql://", "postgresql+asyncpg://", 1)
         if pooled:

@@ -13,7 +13,9 @@ from opentelemetry.propagate import inject
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.bus.base import Outbox
+from libs.common.bus.outcome import is_transient
 from libs.common.db.engine import Database, bound_to
+from libs.common.errors import AppError, Unavailable
 from libs.common.events.base import Event, to_message
 
 
@@ -51,16 +53,24 @@ class Transactions(Generic[S]):
 
     @asynccontextmanager
     async def begin(self, tenant_id: UUID) -> AsyncIterator[S]:
-        """Open a transaction for one tenant; commit it, with its events, when the block ends."""
-        with bound_to((tenant_id,)):
-            async with self._database.session() as session:
-                store = self._store(session, tenant_id)
-                yield store
-                if store.emitted:
-                    await session.flush()
-                    traceparent = current_traceparent()
-                    messages = [to_message(e, traceparent=traceparent) for e in store.emitted]
-                    await self._outbox.write(await session.connection(), messages)
+        """Open a transaction for one tenant; commit it, with its events, when the block ends.
+
+        Raises Unavailable if the database is away, or goes away meanwhile.
+        """
+        try:
+            with bound_to((tenant_id,)):
+                async with self._database.session() as session:
+                    store = self._store(session, tenant_id)
+                    yield store
+                    if store.emitted:
+                        await session.flush()
+                        traceparent = current_traceparent()
+                        messages = [to_message(e, traceparent=traceparent) for e in store.emitted]
+                        await self._outbox.write(await session.connection(), messages)
+        except Exception as error:
+            if isinstance(error, AppError) or not is_transient(error):
+                raise
+            raise Unavailable("this cannot be done now", retry_after_s=2) from error
         if store.emitted:
             self._outbox.committed()
 

@@ -5,6 +5,7 @@ rows go in by INSERT … ON CONFLICT DO NOTHING: the first value wins. Rows that
 for a reason of their own are found by halving and handed back, their neighbours are stored.
 """
 
+import asyncio
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ import asyncpg
 import asyncpg.pool
 import numpy as np
 import numpy.typing as npt
+import structlog
 
-from libs.common.bus.outcome import is_transient
 from libs.common.events.ingest import TelemetryReceived, Text
+
+log = structlog.get_logger(__name__)
 
 Connection: TypeAlias = "asyncpg.Connection | asyncpg.pool.PoolConnectionProxy"
 
@@ -41,6 +44,9 @@ _ROW = np.dtype(
 _COLUMNS = ("ts", "value", "tenant", "series", "quality")
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
+LOCKED_PAUSE_S = 10.0
+"""How long not to ask again for a partition that a reader stood in the way of."""
+
 _EPOCH_2000_US = 946_684_800_000_000
 _DAY_US = 86_400_000_000
 
@@ -122,6 +128,7 @@ class DayPartitions:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
+        self._not_before = 0.0
 
     async def learn(self, connection: Connection) -> None:
         """Read from the database which days there are."""
@@ -129,11 +136,24 @@ class DayPartitions:
         self._known = {row[0].toordinal() for row in rows}
 
     async def ensure(self, connection: Connection, days: Iterable[date]) -> None:
-        """Make the days' partitions, in a transaction of their own."""
+        """Make the days' partitions, each in a transaction of its own.
+
+        A long reader may stand in the way. Then the day is left for later: its points lie in the
+        default partition until it is made, and move with that.
+        """
+        now = asyncio.get_running_loop().time()
         for day in days:
-            if day.toordinal() not in self._known:
-                await connection.execute("SELECT historian.ensure_days($1, $1)", day)
-                self._known.add(day.toordinal())
+            if day.toordinal() in self._known or now < self._not_before:
+                continue
+            try:
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '1s'")
+                    await connection.execute("SELECT historian.ensure_days($1, $1)", day)
+            except asyncpg.LockNotAvailableError:
+                log.warning("a day's partition could not be made now", day=day.isoformat())
+                self._not_before = now + LOCKED_PAUSE_S
+                return
+            self._known.add(day.toordinal())
 
     def missing(self, batches: Sequence[TelemetryReceived]) -> list[date]:
         """Return the days of these batches' points that are not known to have a partition."""
@@ -148,7 +168,7 @@ class DayPartitions:
 async def write_points(connection: Connection, columns: Columns) -> Written:
     """Store numeric points within the connection's open transaction.
 
-    Raises what is transient (see `libs.common.bus.outcome`); everything else is in the result.
+    Raises what is not the rows' own fault; which rows are refused is in the result.
     """
     if not len(columns):
         return Written()
@@ -163,7 +183,7 @@ async def write_points(connection: Connection, columns: Columns) -> Written:
             )
         return Written(stored=len(columns))
     except asyncpg.PostgresError as error:
-        if is_transient(error):
+        if not is_of_the_rows(error):
             raise
     written = Written()
     await _insert_points(connection, columns, written)
@@ -190,7 +210,7 @@ async def _insert_points(connection: Connection, columns: Columns, written: Writ
                 columns.quality.tolist(),
             )
     except asyncpg.PostgresError as error:
-        if is_transient(error):
+        if not is_of_the_rows(error):
             raise
         if len(columns) == 1:
             written.rejected.append(
@@ -222,7 +242,7 @@ async def _insert_texts(connection: Connection, texts: Sequence[Text], written: 
                 [t.quality for t in texts],
             )
     except asyncpg.PostgresError as error:
-        if is_transient(error):
+        if not is_of_the_rows(error):
             raise
         if len(texts) == 1:
             text = texts[0]
@@ -235,6 +255,11 @@ async def _insert_texts(connection: Connection, texts: Sequence[Text], written: 
         await _insert_texts(connection, texts[middle:], written)
         return
     _count(status, len(texts), written)
+
+
+def is_of_the_rows(error: asyncpg.PostgresError) -> bool:
+    """Whether the fault lies in rows (a bad value, a broken constraint) and not in table or server."""
+    return (error.sqlstate or "").startswith(("22", "23"))
 
 
 def _count(status: str, offered: int, written: Written) -> None:

@@ -19,7 +19,10 @@ class Out(BaseModel):
 
 
 def _in_utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time lies outside of the calendar") from None
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]

@@ -70,7 +70,7 @@ class RegisteredDevice(DeviceOut):
 
 
 class _Position(msgspec.Struct):
-    created_at: datetime
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
     id: UUID
 
 

@@ -1,5 +1,6 @@
 """Telemetry over HTTP, and the quarantine."""
 
+import asyncio
 import base64
 from datetime import datetime
 from typing import Annotated, Any
@@ -76,7 +77,7 @@ class QuarantinedOut(Out):
 
 
 class _Position(msgspec.Struct):
-    received_at: datetime
+    received_at: Annotated[datetime, msgspec.Meta(tz=True)]
     id: UUID
 
 
@@ -158,23 +159,28 @@ async def send_telemetry(request: Request, sender: MaySend, now: Now) -> Accepta
     readings = parsed if isinstance(parsed, list) else [parsed]
     _check_shape(readings, isinstance(parsed, list))
     window = Window.around(now, past=settings.oldest, ahead=settings.clock_ahead)
-    accepted = 0
-    rejected: list[RejectedOut] = []
-    for source, indexes in (await _sources(request, sender, readings)).values():
+
+    async def take(source: Source, indexes: list[int]) -> tuple[int, list[RejectedOut]]:
         own = [{k: v for k, v in readings[i].items() if k != "device_id"} for i in indexes]
         decoded = decode_readings(own, now, window)
         refusals = await accept(
-            request.app.state.intake,
-            source,
-            decoded,
-            within=settings.accept_within,
+            request.app.state.intake, source, decoded, within=settings.accept_within
         )
-        accepted += _count_accepted(decoded, refusals)
-        rejected += [
+        return _count_accepted(decoded, refusals), [
             RejectedOut(index=indexes[r.index], metric=r.metric, reason=r.reason, detail=r.detail)
             for r in refusals
         ]
-    return Acceptance(accepted=accepted, rejected=rejected)
+
+    # All devices' points wait for the same batches.
+    grouped = await _sources(request, sender, readings)
+    taken = await asyncio.gather(*(take(*group) for group in grouped.values()))
+    return Acceptance(
+        accepted=sum(accepted for accepted, _ in taken),
+        rejected=sorted(
+            (refused for _, rejected in taken for refused in rejected),
+            key=lambda refused: refused.index,
+        ),
+    )
 
 
 def _check_shape(readings: list[Any], is_list: bool) -> None:

@@ -2,13 +2,15 @@
 
 Taken are `{"temp": 21.5}`, `{"values": {"temp": 21.5}}`, `{"ts": …, "values": {…}}` and arrays of
 these. `ts` is RFC 3339 with an offset, or milliseconds since 1970. A point without a `ts` of its
-own has the time of receipt. What is wrong with one point is said of that point; the others stand.
+own has the time of receipt, each reading of an array 1 µs after the one before. What is wrong with one point is said of that point; the others stand.
 """
 
 import math
 from bisect import bisect_right
+from collections.abc import Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate, compress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -62,6 +64,13 @@ class Decoded:
     def reading_of(self, position: int) -> int:
         """Return which reading the point at a position of `points` came from, counted from 0."""
         return bisect_right(self.ends, position)
+
+    def drop(self, metrics: Set[str]) -> None:
+        """Forget the points of these metrics."""
+        kept = [metric not in metrics for metric, *_ in self.points]
+        upto = [0, *accumulate(kept)]
+        self.ends = [upto[end] for end in self.ends]
+        self.points = list(compress(self.points, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +189,7 @@ def _add_values(
     window: Window,
 ) -> None:
     try:
-        us = as_us(received_at) if ts is None else read_ts(ts)
+        us = as_us(received_at) + index if ts is None else read_ts(ts)
     except ValueError as error:
         reason = "naive_timestamp" if "offset" in str(error) else "bad_timestamp"
         decoded.refused.append(Refusal(index, None, reason, str(error), _part(ts, values)))
@@ -198,7 +207,13 @@ def _add_values(
         return
     if us < window.earliest:
         decoded.refused.append(
-            Refusal(index, None, "too_old", f"ts {_show(str(ts))} lies before what is kept", _part(ts, values))
+            Refusal(
+                index,
+                None,
+                "too_old",
+                f"ts {_show(str(ts))} lies before what is kept",
+                _part(ts, values),
+            )
         )
         return
     points = decoded.points

@@ -9,6 +9,9 @@ from services.ingest.domain.device import Status
 
 T = TypeVar("T")
 
+_NO_NUL = r"\A[^\x00]*\Z"
+"""No text of PostgreSQL's has U+0000 in it."""
+
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 
 
@@ -18,9 +21,9 @@ class Alarm(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     The same key again is the same alarm; `"active": false` says that it is over.
     """
 
-    message: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    message: Annotated[str, msgspec.Meta(min_length=1, max_length=1000, pattern=_NO_NUL)]
     severity: str = "medium"
-    key: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "device"
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_NO_NUL)] = "device"
     active: bool = True
 
 
@@ -28,7 +31,7 @@ class StatusWord(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A device's status in its own words: `{"status": "online", "reason": "booted"}`."""
 
     status: Status
-    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=500, pattern=_NO_NUL)] = ""
 
 
 _alarm = msgspec.json.Decoder(Alarm)

@@ -26,6 +26,9 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
+MOST_QUEUED = 10_000
+"""Messages read and not yet taken. With QoS 1 the broker stops far below; with QoS 0, which promises
+nothing, what is beyond is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,11 @@ class Bridge:
                 await self._listen()
             except (aiomqtt.MqttError, OSError, AppError) as error:
                 log.warning("the bridge is down", broker=self._broker.client_id, error=str(error))
+            except Exception:
+                log.exception("the bridge failed", broker=self._broker.client_id)
             finally:
+                if self.is_connected:
+                    pause_s = FIRST_PAUSE_S
                 self.is_connected = False
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
@@ -101,6 +108,7 @@ class Bridge:
             identifier=self._broker.client_id,
             clean_session=False,
             tls_params=aiomqtt.TLSParameters() if parts.scheme == "mqtts" else None,
+            max_queued_incoming_messages=MOST_QUEUED,
         )
         # aiomqtt 2 acknowledges on receipt and has no public way to ask for more.
         client._client.manual_ack_set(True)

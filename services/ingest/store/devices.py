@@ -77,7 +77,7 @@ class Devices:
 
     async def remove(self, device_id: UUID) -> None:
         """Remove a device with its credential. Raises NotFound."""
-        row = await self._row(device_id)
+        row = await self._row(device_id, lock=True)
         await self._session.delete(row)
 
     async def set_token(self, device_id: UUID, token_hash: bytes, now: datetime) -> None:
@@ -135,8 +135,9 @@ class Devices:
             {
                 "tenant": tenant,
                 "device": device_id,
-                "metrics": list(kinds),
-                "kinds": [int(kind) for kind in kinds.values()],
+                # In one order everywhere, so that two who add the same wait and do not deadlock.
+                "metrics": sorted(kinds),
+                "kinds": [int(kinds[metric]) for metric in sorted(kinds)],
             },
         )
         rows = await self._session.execute(

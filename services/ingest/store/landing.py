@@ -13,6 +13,8 @@ from uuid import UUID, uuid5
 
 import asyncpg
 
+from libs.common.bus.outcome import is_transient
+from libs.common.errors import Unavailable
 from libs.common.events.ingest import Refused, TelemetryReceived
 from libs.common.historian.writer import (
     Columns,
@@ -21,6 +23,7 @@ from libs.common.historian.writer import (
     Rejected,
     Written,
     as_datetime,
+    is_of_the_rows,
     write_points,
     write_texts,
 )
@@ -72,6 +75,7 @@ class Landing:
             max_size=self._pool_size,
             timeout=5,
             command_timeout=60,
+            reset=_keep,
             server_settings={"application_name": "historian-writer", "jit": "off"},
         )
         await self._pool
@@ -101,9 +105,18 @@ class Landing:
     async def land(self, batches: Sequence[TelemetryReceived]) -> Landed:
         """Store the batches' points and quarantine what they refused; all or nothing.
 
-        Raises what is transient. A point that the store itself refuses is quarantined with the
-        store's reason, its neighbours are stored.
+        Raises what is transient, and Unavailable if tables or rights are not as they should be:
+        that is no fault of the points, so they wait. A point that the store itself refuses is
+        quarantined with the store's reason, its neighbours are stored.
         """
+        try:
+            return await self._land(batches)
+        except asyncpg.PostgresError as error:
+            if is_transient(error) or is_of_the_rows(error):
+                raise
+            raise Unavailable(f"the historian cannot be written: {error}") from error
+
+    async def _land(self, batches: Sequence[TelemetryReceived]) -> Landed:
         assert self._pool is not None
         landed = Landed()
         async with self._pool.acquire() as connection:
@@ -128,6 +141,10 @@ class Landing:
                     await connection.execute(_QUARANTINE, *_quarantine_columns(refused))
                     landed.quarantined = len(refused)
         return landed
+
+
+async def _keep(connection: Connection) -> None:
+    """Leave the connection as it is: no transaction here sets what outlives it."""
 
 
 async def _describe(
@@ -172,10 +189,15 @@ def _quarantine_columns(
         [r.device_id for _, _, _, r in refused],
         [at.astimezone(UTC) for _, at, _, _ in refused],
         [r.reason for _, _, _, r in refused],
-        [r.detail for _, _, _, r in refused],
-        [r.metric for _, _, _, r in refused],
+        [_storable(r.detail) for _, _, _, r in refused],
+        [None if r.metric is None else _storable(r.metric) for _, _, _, r in refused],
         [r.payload for _, _, _, r in refused],
     ]
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL has no text with U+0000, and would refuse the whole batch for it."""
+    return text.replace("\0", "\ufffd")
 
 
 def _add(landed: Landed, written: Written) -> None:

@@ -1,7 +1,7 @@
 """What is done with devices."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from libs.common.errors import PreconditionFailed
@@ -15,6 +15,9 @@ from libs.common.events.ingest import (
 from services.ingest.domain.device import Device, Status
 from services.ingest.domain.token import hash_token
 from services.ingest.store.store import IngestStore
+
+MOST_OVERTAKEN = timedelta(minutes=5)
+"""A word that is older than the noted one by more than this came from a clock that was set back."""
 
 
 async def register(
@@ -107,8 +110,14 @@ async def rotate_token(store: IngestStore, device_id: UUID, token: str, *, at: d
 async def note_status(
     store: IngestStore, device_id: UUID, status: Status, reason: str, *, at: datetime
 ) -> None:
-    """Note that a device came or went. Says so only if that is new. Raises NotFound."""
+    """Note that a device came or went. Says so only if that is new. Raises NotFound.
+
+    Words come by several ways (a connection's, the device's own, a will), so one may be overtaken
+    by a newer one; then it is not noted.
+    """
     device = await store.devices.get(device_id, lock=True)
+    if device.status_at is not None and timedelta() < device.status_at - at < MOST_OVERTAKEN:
+        return
     if device.status is status and device.status_reason == reason:
         return
     await store.devices.update(replace(device, status=status, status_reason=reason, status_at=at))

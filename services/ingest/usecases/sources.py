@@ -49,6 +49,7 @@ class Sources:
         self._by_hash: OrderedDict[bytes, tuple[Source, float]] = OrderedDict()
         self._by_device: dict[UUID, tuple[Source, bytes]] = {}
         self._registering: dict[UUID, asyncio.Lock] = {}
+        self._revocations = 0
         self.on_revoked: list[Callable[[UUID, str], None]] = []
         """Called with a device's id and the reason when what it has open must be cut."""
 
@@ -64,14 +65,12 @@ class Sources:
         known = self._by_hash.get(token_hash)
         if known is not None and now - known[1] < REMEMBERED_S:
             return known[0]
-        try:
-            source = await self._tokens.source_of(token_hash)
-        except Exception as error:
-            if is_transient(error):
-                raise Unavailable("devices cannot be verified now", retry_after_s=2) from error
-            raise
+        source = await self._look_up(token_hash)
         if source is None:
             raise Unauthenticated("the token is not valid")
+        known = self._by_hash.get(
+            token_hash
+        )  # another login of the same device may have been quicker
         if known is not None:
             # Keep the one object that the device's open connections hold.
             known[0].series.update(source.series)
@@ -83,6 +82,19 @@ class Sources:
             _, (forgotten, _) = self._by_hash.popitem(last=False)
             self._by_device.pop(forgotten.device_id, None)
         return source
+
+    async def _look_up(self, token_hash: bytes) -> Source | None:
+        while True:
+            revocations = self._revocations
+            try:
+                source = await self._tokens.source_of(token_hash)
+            except Exception as error:
+                if is_transient(error):
+                    raise Unavailable("devices cannot be verified now", retry_after_s=2) from error
+                raise
+            if revocations == self._revocations:
+                return source
+            # What was read may be older than a revocation told meanwhile, which will not be told again.
 
     async def of_tenant(self, tenant_id: UUID, device_id: UUID) -> Source:
         """Return a device of the tenant, for a user who sends in its name.
@@ -102,6 +114,7 @@ class Sources:
 
     def revoke(self, device_id: UUID, reason: str) -> None:
         """Forget a device, and cut what it has open."""
+        self._revocations += 1
         known = self._by_device.pop(device_id, None)
         if known is not None:
             source, token_hash = known
@@ -110,8 +123,9 @@ class Sources:
         for cut in self.on_revoked:
             cut(device_id, reason)
 
-    async def register(self, source: Source, kinds: dict[str, Kind]) -> None:
-        """Add the series of these metrics to the source, made where missing.
+    async def register(self, source: Source, kinds: dict[str, Kind], most: int) -> None:
+        """Add the series of these metrics to the source, made where missing as long as it has fewer
+        than `most`.
 
         Raises Unavailable if the database cannot be asked now.
         """
@@ -119,6 +133,9 @@ class Sources:
         try:
             async with lock:
                 missing = {m: int(k) for m, k in kinds.items() if m not in source.series}
+                # Counted under the lock: messages that race may not have more than one may.
+                room = max(0, most - len(source.series))
+                missing = dict(list(missing.items())[:room])
                 if missing:
                     async with self._transactions.begin(source.tenant_id) as store:
                         found = await store.devices.series(source.device_id, source.tenant, missing)

@@ -34,12 +34,23 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 STOP_S = 10.0
 
+POINT_BYTES = 100
+"""What is larger than this (a text, a refused message) counts as several points."""
+LARGEST_BATCH_POINTS = 20_000
+"""A batch of more travels as several messages, so that none is too large for bus and reader."""
+MOST_ENTRIES = 20
+"""With more refusals than this in one message, those of one reason share an entry."""
+LONGEST_DETAIL = 500
+
 
 class SeriesRegistry(Protocol):
     """Finds or makes a device's series."""
 
-    async def register(self, source: Source, kinds: dict[str, Kind]) -> None:
-        """Add the series of these metrics to `source.series`. Raises Unavailable, or what is transient."""
+    async def register(self, source: Source, kinds: dict[str, Kind], most: int) -> None:
+        """Add the series of these metrics to `source.series`, as long as there are fewer than `most`.
+
+        Raises Unavailable, or what is transient.
+        """
         ...
 
 
@@ -67,6 +78,8 @@ class _Batch:
     texts: list[Text] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
+    points: int = 0
+    """How large it is, counted in points."""
 
     def is_empty(self) -> bool:
         return not (self.quality or self.texts or self.refused)
@@ -87,6 +100,8 @@ class Intake:
         self._clock = clock
         self._limits = limits
         self._open = [_Batch() for _ in range(limits.shards)]
+        self._closed: list[tuple[int, _Batch]] = []
+        """Batches with their shards that are too large to grow on, in order."""
         self._open_points = 0
         self._leaving_points = 0
         self._something = asyncio.Event()
@@ -95,6 +110,8 @@ class Intake:
         self._flusher: asyncio.Task[None] | None = None
         self.is_full = False
         """Whether to stop reading from devices for now."""
+        self.on_full: list[Callable[[], None]] = []
+        """Called when reading must stop."""
         self.on_room: list[Callable[[], None]] = []
         """Called when reading may go on."""
         self.accepted_points = 0
@@ -132,9 +149,10 @@ class Intake:
         Raises Unavailable, or what is transient: then nothing was taken.
         """
         new = {p.metric: p.kind for p in decoded.points if p.metric not in source.series}
-        room = self._limits.most_metrics - len(source.series)
-        if len(new) > room:
-            over = set(list(new)[max(room, 0) :])
+        if new:
+            await self._registry.register(source, new, self._limits.most_metrics)
+        over = new.keys() - source.series.keys()
+        if over:
             detail = f"a device has at most {self._limits.most_metrics} metrics"
             decoded.refused += [
                 Refusal(
@@ -147,11 +165,7 @@ class Intake:
                 for position, point in enumerate(decoded.points)
                 if point.metric in over
             ]
-            # In place, but for the readings' ends: nobody asks for those of what is left.
-            decoded.points = [p for p in decoded.points if p.metric not in over]
-            new = {metric: kind for metric, kind in new.items() if metric not in over}
-        if new:
-            await self._registry.register(source, new)
+            decoded.drop(over)
 
     def add(self, source: Source, decoded: Decoded, done: Done) -> list[Refusal]:
         """Take the points of one message whose series are all known; call `done` when durable.
@@ -160,6 +174,7 @@ class Intake:
         it, including points whose kind is not their series' own.
         """
         batch = self._open[source.shard]
+        size = len(decoded.points)
         known = source.series
         tenant = source.tenant
         refusals = decoded.refused
@@ -169,6 +184,7 @@ class Intake:
                 refusals = [*refusals, _other_kind(decoded, position, series)]
             elif kind is Kind.TEXT:
                 batch.texts.append(Text(tenant, series.id, ts, str(value), Quality.GOOD))
+                size += len(str(value)) // POINT_BYTES
             else:
                 batch.tenants.append(tenant)
                 batch.series.append(series.id)
@@ -176,17 +192,11 @@ class Intake:
                 batch.values.append(value)  # type: ignore[arg-type]  # a float, unless it is a TEXT
                 batch.quality.append(Quality.GOOD)
         if refusals:
-            for refusal in refusals:
-                self._refuse(batch, source, refusal, msgspec.json.encode(refusal.part))
-        batch.done.append(done)
-        count = len(decoded.points)
-        self.accepted_points += count
-        self._open_points += count + len(refusals)
-        if self._open_points >= self._limits.full_points:
-            self._full.set()
-        self._something.set()
-        if self._open_points + self._leaving_points > self._limits.most_pending_points:
-            self.is_full = True
+            self.refused_points += len(refusals)
+            for refusal in _gathered(refusals):
+                size += _refuse(batch, source, refusal, msgspec.json.encode(refusal.part))
+        self.accepted_points += len(decoded.points)
+        self._note_taken(source.shard, batch, size, done)
         return refusals
 
     def refuse_message(
@@ -194,23 +204,24 @@ class Intake:
     ) -> None:
         """Put a whole message into quarantine; call `done` when that is durable."""
         batch = self._open[source.shard]
-        self._refuse(batch, source, Refusal(0, None, reason, detail, None), payload)
-        batch.done.append(done)
-        self._open_points += 1
-        self._something.set()
-
-    def _refuse(self, batch: _Batch, source: Source, refusal: Refusal, payload: bytes) -> None:
+        size = _refuse(batch, source, Refusal(0, None, reason, detail, None), payload)
         self.refused_points += 1
-        batch.refused.append(
-            Refused(
-                source.tenant_id,
-                source.device_id,
-                refusal.reason,
-                refusal.detail,
-                refusal.metric,
-                bytes(payload),
-            )
-        )
+        self._note_taken(source.shard, batch, size, done)
+
+    def _note_taken(self, shard: int, batch: _Batch, size: int, done: Done) -> None:
+        batch.done.append(done)
+        batch.points += size
+        if batch.points > LARGEST_BATCH_POINTS:
+            self._closed.append((shard, batch))
+            self._open[shard] = _Batch()
+        self._open_points += size
+        if self._open_points >= self._limits.full_points:
+            self._full.set()
+        self._something.set()
+        pending = self._open_points + self._leaving_points
+        if pending > self._limits.most_pending_points and not self.is_full:
+            self.is_full = True
+            _call_all(self.on_full)
 
     async def _flush_forever(self) -> None:
         linger = self._limits.linger.total_seconds()
@@ -219,27 +230,27 @@ class Intake:
             if not self._stopping and not self._full.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._full.wait(), linger)
-            leaving, self._open = self._open, [_Batch() for _ in self._open]
+            leaving = [*self._closed, *enumerate(self._open)]
+            self._open, self._closed = [_Batch() for _ in self._open], []
             self._leaving_points, self._open_points = self._open_points, 0
             self._something.clear()
             self._full.clear()
-            if self._leaving_points or any(batch.done for batch in leaving):
+            if any(batch.done for _, batch in leaving):
                 if not await self._publish_until_durable(leaving):
                     return
                 self._leaving_points = 0
-                for batch in leaving:
-                    for done in batch.done:
-                        done()
+                for _, batch in leaving:
+                    _call_all(batch.done)
                 self._make_room()
             if self._stopping and not self._something.is_set():
                 return
 
-    async def _publish_until_durable(self, leaving: Sequence[_Batch]) -> bool:
+    async def _publish_until_durable(self, leaving: Sequence[tuple[int, _Batch]]) -> bool:
         """Publish, as often as it takes; False if stopped before it worked."""
         at = self._clock.now()
         messages = [
             _close(batch, shard, at).to_message()
-            for shard, batch in enumerate(leaving)
+            for shard, batch in leaving
             if not batch.is_empty()
         ]
         pause_s = FIRST_PAUSE_S
@@ -250,6 +261,9 @@ class Intake:
                 return True
             except Unavailable as error:
                 log.warning("telemetry waits for the bus", error=error.detail, pause_s=pause_s)
+            except Exception:
+                # Ours to find. Nothing was acknowledged, so that trying on loses nothing.
+                log.exception("telemetry could not be published", pause_s=pause_s)
             if self._stopping:
                 return False
             await asyncio.sleep(pause_s)
@@ -259,8 +273,7 @@ class Intake:
     def _make_room(self) -> None:
         if self.is_full and self._open_points <= self._limits.most_pending_points // 2:
             self.is_full = False
-            for resume in self.on_room:
-                resume()
+            _call_all(self.on_room)
 
 
 async def accept(
@@ -287,6 +300,49 @@ async def accept(
     except TimeoutError:
         raise Unavailable("the points are not safe yet; send again", retry_after_s=2) from None
     return refusals
+
+
+def _call_all(callbacks: Sequence[Callable[[], None]]) -> None:
+    for call in callbacks:
+        try:
+            call()
+        except Exception:
+            # One connection's trouble must not reach the others.
+            log.exception("a callback of the intake failed")
+
+
+def _refuse(batch: _Batch, source: Source, refusal: Refusal, payload: bytes) -> int:
+    """Add an entry for the quarantine; return how many points' room it takes."""
+    batch.refused.append(
+        Refused(
+            source.tenant_id,
+            source.device_id,
+            refusal.reason,
+            refusal.detail[:LONGEST_DETAIL],
+            refusal.metric,
+            bytes(payload),
+        )
+    )
+    return 1 + len(payload) // POINT_BYTES
+
+
+def _gathered(refusals: Sequence[Refusal]) -> Sequence[Refusal]:
+    """Return the entries for one message's refusals: if there are many, one for each reason."""
+    if len(refusals) <= MOST_ENTRIES:
+        return refusals
+    alike: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        alike.setdefault(refusal.reason, []).append(refusal)
+    return [
+        Refusal(
+            group[0].index,
+            None,
+            reason,
+            f"{len(group)} in one message, the first: {group[0].detail}",
+            [refusal.part for refusal in group],
+        )
+        for reason, group in alike.items()
+    ]
 
 
 def _close(batch: _Batch, shard: int, at: datetime) -> TelemetryReceived:

@@ -429,3 +429,22 @@ async def test_a_bus_in_use_says_so_and_one_that_was_stopped_refuses(bus_world: 
         await bus.check()
     with pytest.raises(Unavailable):
         await bus_world.say(bus, "too late")
+
+
+async def test_a_replica_that_stumbles_over_what_each_must_hear_is_told_again(
+    bus_world: World,
+) -> None:
+    """A revocation that is dropped for one exception would leave a door open."""
+    failures = count(1)
+
+    async def stumble_once(said: Sequence[str]) -> None:
+        if next(failures) == 1:
+            raise RuntimeError("not yet")
+
+    listener = Listener(before=stumble_once)
+    subscription = bus_world.subscription("gateway.revocations", mode=Mode.PER_REPLICA)
+    bus = await bus_world.service((subscription, listener))
+
+    await bus_world.say(bus, "user 3 is locked")
+
+    await listener.hears("user 3 is locked")

@@ -19,6 +19,14 @@ CONTAINERS = (*SERVERS, "migrate", *PROCESSES)
 PUBLISHED = {"gateway": [8000], "ingest": [1883]}
 """The only doors of the installation: people and devices."""
 
+SECRETS_OF_SERVERS = {
+    "postgres": {"postgres_password"},
+    "rabbitmq": {"rabbitmq_definitions.json"},
+    "redis": {"redis_conf", "redis_password"},
+    "migrate": {"database_admin_url", "database_passwords"},
+}
+"""The superuser is known to the migration alone: services' secrets bear the service's name."""
+
 OUTWARD = {"gateway", "ingest", "alerting"}
 """Who is reached from outside, or calls out."""
 
@@ -141,13 +149,11 @@ def test_a_service_is_given_its_own_secrets_and_no_others(
         assert file == "redis_url" or file.startswith(f"{service}_")
 
 
-def test_the_superuser_is_known_to_the_migration_alone(composition: Composition) -> None:
-    holders = {
-        name
-        for name in CONTAINERS
-        if {"database_admin_url", "postgres_password"} & set(secrets_of(composition, name).values())
-    }
-    assert holders == {"postgres", "migrate"}
+@pytest.mark.parametrize("name", SECRETS_OF_SERVERS)
+def test_a_server_is_given_what_it_asks_for_and_no_more(
+    composition: Composition, name: str
+) -> None:
+    assert set(secrets_of(composition, name)) == SECRETS_OF_SERVERS[name]
 
 
 def test_every_secret_is_a_file_that_the_generator_writes(

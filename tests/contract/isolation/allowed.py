@@ -80,9 +80,11 @@ FOREIGN_TENANCY: dict[str, str] = {
 
 DEFINERS: dict[str, Definer] = {
     "bus.append(text[],uuid[],text[],text[],timestamp with time zone[],uuid[],integer[],text[],bytea[])": Definer(
-        OWNER, RW | {BUS}, "appends to the log in its order; services speak for every tenant"
+        OWNER,
+        RW | {BUS, "retention_engine"},
+        "appends to the log in its order; services speak for every tenant",
     ),
-    "bus.turn(integer,bigint)": Definer(
+    "bus.turn(integer,bigint,bigint)": Definer(
         OWNER, _callers(BUS), "makes and drops the log's partitions"
     ),
     "historian.tenant_numbers()": Definer(
@@ -260,7 +262,7 @@ HIDDEN_FROM_OBSERVER = frozenset(
 
 SCHEMA_USERS: dict[str, frozenset[str]] = {
     "sec": _callers(PUBLIC),
-    "bus": RW | {BUS, OBSERVER},
+    "bus": RW | {BUS, OBSERVER, "retention_engine"},
     "historian": _callers(
         *("analytics_rw", "ml_rw", "rules_rw", "retention_rw", "ingest_rw"),
         *("rules_engine", "ml_engine", "analytics_engine", "gateway_engine"),

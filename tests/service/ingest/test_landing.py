@@ -11,6 +11,7 @@ import pytest
 
 from libs.common.errors import Unavailable
 from libs.common.events.ingest import Refused, TelemetryReceived, Text
+from libs.common.historian import writer
 from services.ingest.store.landing import Landing
 from tests.database import DatabaseUrls
 
@@ -195,7 +196,11 @@ async def test_text_that_postgresql_cannot_hold_takes_no_neighbour_with_it(
     landed = await historian.landing.land([historian.batch(*seconds(3), refused=(refused,))])
     assert (landed.stored, landed.quarantined) == (3, 1)
     [entry] = await historian.quarantined()
-    assert (entry["detail"], entry["metric"], entry["payload"]) == ("a\ufffdb", "te\ufffdmp", b"{\0}")
+    assert (entry["detail"], entry["metric"], entry["payload"]) == (
+        "a\ufffdb",
+        "te\ufffdmp",
+        b"{\0}",
+    )
 
 
 async def test_points_of_a_day_whose_partition_was_dropped_are_stored_and_then_moved_home(
@@ -218,9 +223,10 @@ async def test_points_of_a_day_whose_partition_was_dropped_are_stored_and_then_m
 
 
 async def test_a_reader_who_never_ends_keeps_no_point_from_being_stored(
-    historian: Historian,
+    historian: Historian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new partition needs a lock that the reader's transaction stands in the way of."""
+    monkeypatch.setattr(writer, "LOCKED_PAUSE_S", 0.0)
     long_ago = NOON - timedelta(days=160)
     async with historian.connection.transaction():
         await historian.connection.execute("SELECT count(*) FROM historian.points")

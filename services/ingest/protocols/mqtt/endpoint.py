@@ -7,7 +7,10 @@ TCP back-pressure, and memory stays bounded.
 """
 
 import asyncio
+import os
+import socket
 import ssl
+import sys
 from collections import deque
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,6 +47,7 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 REMEMBERED_RECEIPTS = 2_000
 CLOSING_GRACE_S = 2.0
+DEAD_PEER_S = 120
 
 
 class Endpoint:
@@ -82,14 +86,22 @@ class Endpoint:
         """Which times are believed; renewed every second."""
         self.received_messages = 0
         sources.on_revoked.append(self.cut)
-        intake.on_room.append(self._resume_all)
+        intake.on_full.append(self._settle_all)
+        intake.on_room.append(self._settle_all)
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Open a port and return its number (for port 0, the one that was free)."""
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            partial(Connection, self), host, port, ssl=tls, backlog=1024
+            partial(Connection, self),
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=self.limits.connect_timeout if tls else None,
+            backlog=1024,
         )
+        for listening in server.sockets:
+            _find_dead_peers(listening.fileno())
         self._servers.append(server)
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tick_forever(), name="ingest.mqtt.ticks")
@@ -133,8 +145,9 @@ class Endpoint:
         self.tasks.add(work)
         work.add_done_callback(self.tasks.discard)
 
-    def _resume_all(self) -> None:
-        for connection in self.connections:
+    def _settle_all(self) -> None:
+        # All at once: each that were only stopped by its own next bytes would bring them first.
+        for connection in list(self.connections):
             connection.settle_reading()
 
     async def _tick_forever(self) -> None:
@@ -144,7 +157,11 @@ class Endpoint:
             at, now = self.clock.now(), loop.time()
             self.window = Window.around(at, past=self._past, ahead=self._ahead)
             for connection in list(self.connections):
-                connection.tick(at, now)
+                try:
+                    connection.tick(at, now)
+                except Exception:
+                    # The others' deadlines, and the window of time, hang on this task.
+                    log.exception("a connection's deadline could not be looked at")
 
 
 class Connection(asyncio.Protocol):
@@ -157,6 +174,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._source: Source | None = None
         self._is_reading = True
+        self._is_congested = False
         self._safe: list[int] = []
         # Messages behind one that needs the database (a new metric, an alert), in order.
         self._waiting: deque[Deliver] | None = None
@@ -179,6 +197,16 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None:
+        """Read no more from a peer that does not read its answers; its keep-alive runs on."""
+        self._is_congested = True
+        self.settle_reading()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        self._is_congested = False
+        self.settle_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._carry_out(self._session.connection_lost(self._endpoint.clock.now()))
         self._leave("connection lost")
@@ -199,7 +227,7 @@ class Connection(asyncio.Protocol):
             self._session.pause()
         else:
             self._session.resume(self._loop.time())
-        wanted = self._session.is_reading
+        wanted = self._session.is_reading and not self._is_congested
         if wanted is self._is_reading or self._transport is None or self._transport.is_closing():
             return
         self._is_reading = wanted
@@ -340,6 +368,10 @@ class Connection(asyncio.Protocol):
             log.warning("mqtt login not possible", device=str(device_id), reason=error.detail)
             self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
             return
+        except Exception:
+            log.exception("mqtt login failed", device=str(device_id))
+            self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
+            return
         if self._session.is_closed:
             return
         older = endpoint.by_device.get(device_id)
@@ -380,6 +412,20 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def _find_dead_peers(listening: int) -> None:
+    """Let the kernel end connections whose peer is gone without a word, for devices without keep-alive.
+
+    Set on the listening socket, whose options those it accepts inherit.
+    """
+    with socket.socket(fileno=os.dup(listening)) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_PEER_S // 2)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_PEER_S // 8)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000)
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ has no way to refuse a single message, so one for any other topic ends the conne
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from uuid import UUID
 
@@ -200,6 +200,11 @@ class Receipts:
             del kept[packet_id]
 
 
+_NEXT = timedelta(microseconds=1)
+"""What came in one segment came one after the other: messages without a time of their own would
+otherwise share one, and only the first be stored."""
+
+
 class _Phase(Enum):
     CONNECTING = "no CONNECT yet"
     AUTHENTICATING = "CONNECT is here, its outcome is not"
@@ -331,8 +336,11 @@ class Session:
                 payload = packet.payload
                 unacknowledged[packet_id] = (at, hash(payload))
                 append(Deliver(telemetry, payload, packet_id, 1, False, at))
+                at += _NEXT
                 continue
             self._take(packet, at, now, actions)
+            if packet.__class__ is Publish:
+                at += _NEXT
             if self._phase is _Phase.CLOSED:
                 return actions
 

@@ -29,6 +29,7 @@ from services.ingest.protocols.mqtt.session import (
 from tests.unit.ingest.mqtt.device_packets import DEVICE, TOKEN, topic
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 
 class PahoOverAPair(Client):
@@ -154,10 +155,12 @@ def test_a_client_comes_in_publishes_and_is_acknowledged(new_line: Callable[...,
     actions = line.pass_on()
     assert actions == [
         *(
-            Deliver(Channel.TELEMETRY, b'{"temp":%d}' % n, message.mid, 1, False, NOON)
+            Deliver(
+                Channel.TELEMETRY, b'{"temp":%d}' % n, message.mid, 1, False, NOON + n * MICROSECOND
+            )
             for n, message in enumerate(messages)
         ),
-        Deliver(Channel.ALERTS, b"", 0, 0, False, NOON),
+        Deliver(Channel.ALERTS, b"", 0, 0, False, NOON + 15 * MICROSECOND),
     ]
     assert last.is_published()
     assert not any(message.is_published() for message in messages)

@@ -1,0 +1,603 @@
+"""Tenant A walks through the whole platform with tenant B's ids in hand, and learns nothing."""
+
+import asyncio
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx2
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from libs.common.bus.local import LocalBus
+from libs.common.clock import SystemClock
+from libs.common.db.roles import SERVICES
+from libs.common.events.base import to_message
+from libs.common.events.rules import RuleTriggered
+from libs.common.severity import Severity
+from tests.contract.isolation import allowed
+from tests.contract.isolation.walker import Document, Territory, operations, walk
+from tests.database import DatabaseUrls, create_database
+from tests.servers import SharedServer
+from tests.waiting import until
+
+BUILT = tuple(service for service in SERVICES if service != "gateway")
+"""All eight with the gateway: none may be left out."""
+
+PASSWORD = "a long pass phrase for tests"
+METRIC = "temperature"
+ADMIN = "root@walk.example"
+
+KINDS = {
+    "alert_id": "alert",
+    "anomaly_id": "anomaly",
+    "channel_id": "channel",
+    "device_id": "device",
+    "entry_id": "quarantined",
+    "model_id": "model",
+    "policy_id": "retention policy",
+    "rule_id": "rule",
+    "tenant_id": "tenant",
+    "user_id": "user",
+    "/api/v1/roles/{name}#name": "role",
+}
+"""What kind of thing a parameter or field names. A new one belongs here, and below."""
+
+FIELDS: dict[str, Callable[[], object]] = {
+    "metric": lambda: METRIC,
+    "values": lambda: {METRIC: 20.5},
+    "POST /api/v1/ml/models/{model_id}/score#values": lambda: [20.5],
+    "name": lambda: f"walk-{uuid4()}",
+    "slug": lambda: f"walk-{uuid4()}",
+    "type": lambda: "threshold",
+    "email": lambda: f"{uuid4()}@walk.example",
+    "address": lambda: f"{uuid4()}@walk.example",
+    "password": lambda: PASSWORD,
+    "permissions": lambda: ["devices:read"],
+    "roles": lambda: ["viewer"],
+    "keep": lambda: 90,
+    "data_type": lambda: "anomalies",
+    "POST /api/v1/retention/policies#data_type": lambda: "alerts",
+    "dry_run": lambda: True,
+    "refresh_token": lambda: secrets.token_urlsafe(32),
+}
+"""Fit values for what the schema alone does not say."""
+
+PUBLIC = {
+    "POST /api/v1/auth/login": "here one gets a credential",
+    "POST /api/v1/auth/refresh": "the refresh token is the credential",
+}
+
+WITHOUT_ROWS = {
+    "historian.texts": "no metric of the walk is text",
+}
+"""Tenants' tables in which B has nothing, and so nothing to lose."""
+
+
+@dataclass(slots=True)
+class Tenant:
+    """One of the two, logged in, and how its things are made."""
+
+    platform: "Platform"
+    id: UUID
+    email: str
+    mark: str
+    """Stands in everything that this tenant names."""
+    token: str = ""
+    made: int = field(default=0)
+
+    async def log_in(self) -> str:
+        """Open a session; return its access token."""
+        answer = await self.platform.http.post(
+            "/api/v1/auth/login", json={"email": self.email, "password": PASSWORD}
+        )
+        assert answer.status_code == 200, answer.text
+        token: str = answer.json()["access_token"]
+        return token
+
+    async def credential(self, operation: str = "") -> dict[str, str]:
+        """Return the headers that say who asks."""
+        if operation == "POST /api/v1/auth/logout":
+            # It ends its session: not the one of the whole walk.
+            return {"authorization": f"Bearer {await self.log_in()}"}
+        self.token = self.token or await self.log_in()
+        return {"authorization": f"Bearer {self.token}"}
+
+    async def call(self, method: str, path: str, **body: object) -> Document:
+        """Ask for something that must be granted."""
+        answer = await self.platform.http.request(
+            method, path, json=body or None, headers=await self.credential()
+        )
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        document: Document = answer.json() if answer.content else {}
+        return document
+
+    def named(self) -> str:
+        """Return a name that nothing else has."""
+        return f"{self.mark}-{uuid4()}"
+
+    async def device(self) -> str:
+        """Register a device."""
+        made = await self.call("POST", "/api/v1/devices", name=self.named(), type="press")
+        return str(made["id"])
+
+    async def device_with_points(self) -> str:
+        """Register a device that has sent what a model can be trained from."""
+        device = await self.device()
+        now = datetime.now(UTC)
+        points = [
+            {
+                "device_id": device,
+                "ts": (now - timedelta(minutes=i)).isoformat(),
+                "values": {METRIC: 20.0 + i % 7},
+            }
+            for i in range(1, 32)
+        ]
+        answer = await self.platform.http.post(
+            "/api/v1/telemetry", json=points, headers=await self.credential()
+        )
+        assert answer.is_success, answer.text
+        await self.platform.until_rows(
+            "SELECT FROM historian.series s JOIN historian.points p"
+            " ON p.tenant = s.tenant AND p.series = s.id WHERE s.device_id = $1",
+            UUID(device),
+            count=len(points),
+        )
+        return device
+
+    async def report(self, device: str, value: float) -> None:
+        """Send a point of a device, now."""
+        answer = await self.platform.http.post(
+            "/api/v1/telemetry",
+            json={"device_id": device, "values": {METRIC: value}},
+            headers=await self.credential(),
+        )
+        assert answer.is_success, answer.text
+
+    async def rule(self, device: str | None = None) -> str:
+        """Make a rule, for a device if one is given."""
+        made = await self.call(
+            "POST",
+            "/api/v1/rules",
+            name=self.named(),
+            type="threshold",
+            device_id=device or await self.device(),
+            metric=METRIC,
+            condition={"operator": "gt", "value": 90},
+            severity="low",
+        )
+        return str(made["id"])
+
+    async def alert(self) -> str:
+        """Let a rule trigger; return the alert's id."""
+        device = uuid4()
+        event = RuleTriggered(
+            tenant_id=self.id,
+            at=datetime.now(UTC),
+            firing_id=uuid4(),
+            rule_id=uuid4(),
+            rule_name=self.named(),
+            rule_version=1,
+            device_id=device,
+            severity=Severity.LOW,
+            condition="above 90",
+            ts=datetime.now(UTC),
+        )
+        await self.platform.bus.publish([to_message(event)])
+        query = "SELECT id FROM alerting.alerts WHERE tenant_id = $1 AND device_id = $2"
+        await self.platform.until_rows(query, self.id, device)
+        return str(await self.platform.admin.fetchval(query, self.id, device))
+
+    async def channel(self) -> str:
+        """Make a channel, which sends nothing."""
+        made = await self.call(
+            "POST",
+            "/api/v1/notification-channels",
+            name=self.named(),
+            kind="email",
+            config={"address": f"{self.named()}@walk.example"},
+            enabled=False,
+        )
+        return str(made["id"])
+
+    async def model(self) -> str:
+        """Train a model."""
+        made = await self.call(
+            "POST",
+            "/api/v1/ml/models",
+            name=self.named(),
+            device_id=await self.device_with_points(),
+            metric=METRIC,
+        )
+        return str(made["id"])
+
+    async def anomaly(self) -> str:
+        """Write an anomaly, as if a model had found it."""
+        anomaly = uuid4()
+        await self.platform.admin.execute(
+            "INSERT INTO ml.anomalies (tenant_id, id, model_id, model_version, device_id, metric,"
+            " ts, value, expected, z, score, peak_value, peak_z, points, calm, detected_at,"
+            " ended_at) VALUES ($1, $2, gen_random_uuid(), 1, gen_random_uuid(), $3,"
+            " now(), 1, 1, 1, 1, 1, 1, 1, 1, now(), now())",
+            self.id,
+            anomaly,
+            self.named(),
+        )
+        return str(anomaly)
+
+    async def quarantined(self) -> str:
+        """Write a quarantined payload, as if a device had sent it."""
+        entry = uuid4()
+        await self.platform.admin.execute(
+            "INSERT INTO ingest.quarantine (tenant_id, id, device_id, received_at, reason, detail,"
+            " payload) VALUES ($1, $2, gen_random_uuid(), now(), 'unparseable', $3, '{}')",
+            self.id,
+            entry,
+            self.named(),
+        )
+        return str(entry)
+
+    async def policy(self) -> str:
+        """Say how long alerts are kept, anew."""
+        for kept in (await self.call("GET", "/api/v1/retention/policies"))["items"]:
+            await self.call("DELETE", f"/api/v1/retention/policies/{kept['id']}")
+        made = await self.call("POST", "/api/v1/retention/policies", data_type="anomalies", keep=77)
+        return str(made["id"])
+
+    async def user(self) -> str:
+        """Let someone join."""
+        made = await self.call(
+            "POST",
+            "/api/v1/users",
+            email=f"{self.named()}@walk.example",
+            name=self.named(),
+            roles=["viewer"],
+        )
+        return str(made["id"])
+
+    async def role(self) -> str:
+        """Make a role; return its name."""
+        name = self.named()
+        await self.call("POST", "/api/v1/roles", name=name, permissions=["devices:read"])
+        return name
+
+    async def itself(self) -> str:
+        """Return the tenant's own id."""
+        return str(self.id)
+
+    def makers(self) -> dict[str, Callable[[], Awaitable[str]]]:
+        """Return how one of each kind is made."""
+        return {
+            "alert": self.alert,
+            "anomaly": self.anomaly,
+            "channel": self.channel,
+            "device": self.device_with_points,
+            "model": self.model,
+            "quarantined": self.quarantined,
+            "retention policy": self.policy,
+            "role": self.role,
+            "rule": self.rule,
+            "tenant": self.itself,
+            "user": self.user,
+        }
+
+    async def settle(self) -> dict[str, str]:
+        """Make one of each kind, and what else a tenant leaves in tables; return the ids."""
+        things = {kind: await make() for kind, make in self.makers().items()}
+        await self.call("POST", f"/api/v1/alerts/{things['alert']}/notes", text=self.named())
+        await self.call("POST", "/api/v1/auth/ws-ticket")
+        await self.platform.admin.execute(
+            "INSERT INTO alerting.notifications (tenant_id, id, alert_id, channel_id, channel_name,"
+            " channel_kind, kind, status, due_at, created_at) VALUES ($1, gen_random_uuid(), $2,"
+            " gen_random_uuid(), $3, 'email', 'opened', 'dead', now(), now())",
+            self.id,
+            UUID(things["alert"]),
+            self.named(),
+        )
+        await self.platform.admin.execute(
+            "INSERT INTO rules.rule_state (tenant_id, rule_id, device_id)"
+            " VALUES ($1, $2, gen_random_uuid()) ON CONFLICT DO NOTHING",
+            self.id,
+            UUID(things["rule"]),
+        )
+        return things
+
+
+@dataclass(slots=True)
+class Platform:
+    """All services in one process, and the database behind them."""
+
+    urls: DatabaseUrls
+    bus: LocalBus
+    gateway: FastAPI
+    apps: dict[str, FastAPI]
+    http: httpx2.AsyncClient
+    admin: "asyncpg.Connection[asyncpg.Record]"
+
+    async def until_rows(self, query: str, *arguments: object, count: int = 1) -> None:
+        """Wait until a query gives so many rows."""
+
+        async def enough() -> bool:
+            return len(await self.admin.fetch(query, *arguments)) >= count
+
+        await until(enough, query)
+
+    async def open_tenant(self, root: Tenant, mark: str) -> Tenant:
+        """Open a tenant, with an admin who has a password."""
+        email = f"{mark}@walk.example"
+        made = await root.call(
+            "POST",
+            "/api/v1/tenants",
+            slug=mark,
+            name=f"{mark} works",
+            admin={"email": email, "name": f"{mark} admin", "password": PASSWORD},
+        )
+        return Tenant(self, UUID(made["id"]), email, mark)
+
+    async def tenants_tables(self) -> dict[str, str]:
+        """Return the tables that hold tenants' rows, with the column that says whose."""
+        rows = await self.admin.fetch(
+            "SELECT nspname || '.' || relname AS name, attname::text AS column FROM pg_class c"
+            " JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_attribute a ON attrelid = c.oid"
+            " WHERE relkind IN ('r', 'p') AND NOT relispartition AND NOT attisdropped"
+            " AND nspname = ANY($1)"
+            " AND (attname = 'tenant_id' OR (attname = 'tenant' AND nspname = 'historian'))",
+            list(allowed.OUR_SCHEMAS),
+        )
+        return {row["name"]: row["column"] for row in rows}
+
+    async def rows_of(self, tenant: UUID) -> dict[str, tuple[int, str]]:
+        """Return how many rows a tenant has in each table, and a hash of them."""
+        number = await self.admin.fetchval(
+            "SELECT number FROM historian.tenant WHERE id = $1", tenant
+        )
+        found: dict[str, tuple[int, str]] = {}
+        queries = {
+            table: (f"{table} t WHERE t.{column} = $1", tenant if column == "tenant_id" else number)
+            for table, column in (await self.tenants_tables()).items()
+        }
+        queries["tenancy.users"] = (
+            (
+                "tenancy.users t WHERE id IN (SELECT user_id FROM tenancy.memberships"
+                " WHERE tenant_id = $1)"
+            ),
+            tenant,
+        )
+        for table, (source, argument) in queries.items():
+            row = await self.admin.fetchrow(
+                "SELECT count(*), coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text)), '')"
+                f" FROM {source}",
+                argument,
+            )
+            assert row is not None
+            found[table] = (row[0], row[1])
+        return found
+
+    async def until_quiet(self, tenant: UUID) -> None:
+        """Wait until nothing in the background changes the tenant's rows any more."""
+        seen: list[object] = []
+
+        async def is_quiet() -> bool:
+            seen.append(await self.rows_of(tenant))
+            await asyncio.sleep(0.2)
+            return len(seen) > 5 and all(look == seen[-1] for look in seen[-5:])
+
+        await until(is_quiet, "B's rows stay as they are")
+
+
+@asynccontextmanager
+async def running(urls: DatabaseUrls) -> AsyncIterator[Platform]:
+    """Run all eight services, the gateway in front, as the edge does."""
+    clock = SystemClock()
+    bus = LocalBus(urls.bus, clock)
+    own: dict[str, dict[str, object]] = {
+        "gateway": {
+            "requests_per_minute": 1_000_000,
+            "anonymous_per_minute": 1_000_000,
+            "logins_per_minute": 1_000_000,
+        },
+        "tenancy": {"first_admin_email": ADMIN, "first_admin_password": PASSWORD},
+        "ingest": {
+            "historian_writer_url": urls.writer,
+            "mqtt_host": "127.0.0.1",
+            "mqtt_port": 0,
+        },
+        "rules": {"checkpoint_every": timedelta(milliseconds=100)},
+        "alerting": {"delivers": False},
+    }
+
+    def build(service: str, **more: object) -> FastAPI:
+        settings = import_module(f"services.{service}.settings").Settings(
+            database_url=urls.rw(service),
+            engine_database_url=urls.engine(service),
+            database_pool=2,
+            **own.get(service, {}),
+        )
+        app: FastAPI = import_module(f"services.{service}.app").build(settings, bus, clock, **more)
+        return app
+
+    apps: dict[str, FastAPI] = {}
+    gateway = build("gateway", upstreams=apps)
+    for service in BUILT:
+        apps[service] = build(service, keys=gateway.state.keyring)
+    async with AsyncExitStack() as stack:
+        for app in (*apps.values(), gateway):
+            await stack.enter_async_context(app.router.lifespan_context(app))
+        await bus.start()
+        stack.push_async_callback(bus.stop)
+        http = await stack.enter_async_context(
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app=gateway), base_url="http://platform"
+            )
+        )
+        admin = await asyncpg.connect(urls.admin)
+        stack.push_async_callback(admin.close)
+        yield Platform(urls, bus, gateway, apps, http, admin)
+
+
+@pytest.fixture(scope="module")
+def urls(postgres_server: SharedServer) -> Iterator[DatabaseUrls]:
+    """A migrated database for the walk alone."""
+    name = f"iiot_walk_{secrets.token_hex(4)}"
+    directory = Path(os.environ["IIOT_TEST_RUN"].rpartition(":")[0])
+    # Roles are the server's, not the database's: one migration at a time, as in tests.database.
+    with (directory / "migrate.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        urls = asyncio.run(create_database(postgres_server, name))
+    yield urls
+    asyncio.run(_drop(postgres_server, name))
+
+
+async def _drop(server: SharedServer, name: str) -> None:
+    connection = await asyncpg.connect(server.url)
+    await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await connection.close()
+
+
+@pytest.fixture
+async def platform(urls: DatabaseUrls) -> AsyncIterator[Platform]:
+    """The whole platform on a database of its own."""
+    async with running(urls) as platform:
+        yield platform
+
+
+@pytest.mark.timeout(300)
+async def test_one_tenant_learns_nothing_of_another(platform: Platform) -> None:
+    root = Tenant(platform, uuid4(), ADMIN, "root")
+    # B first: what is listed without regard to tenants begins with B's.
+    b = await platform.open_tenant(root, f"canary-{secrets.token_hex(4)}")
+    theirs = await b.settle()
+    a = await platform.open_tenant(root, f"walk-{secrets.token_hex(4)}")
+    await platform.until_quiet(b.id)
+
+    counts = {table: count for table, (count, _) in (await platform.rows_of(b.id)).items()}
+    nothing = {table for table, count in counts.items() if not count}
+    # The relays' tables are not used by the local bus.
+    assert {t for t in nothing if not t.endswith(".outbox")} - {"bus.dead_letters"} == set(
+        WITHOUT_ROWS
+    ), "B must have something to lose in every table"
+
+    document = (await platform.http.get("/api/v1/openapi.json")).json()
+
+    async def fingerprint() -> dict[str, str]:
+        return {table: digest for table, (_, digest) in (await platform.rows_of(b.id)).items()}
+
+    land = Territory(
+        http=platform.http,
+        document=document,
+        credential=a.credential,
+        kinds=KINDS,
+        mine=a.makers(),
+        theirs=theirs,
+        canaries=frozenset({b.mark}),
+        fingerprint=fingerprint,
+        fields=FIELDS,
+        public=PUBLIC,
+    )
+    faults = await walk(land)
+    assert not faults, "\n".join(faults)
+
+
+async def test_the_walk_leaves_no_operation_out(platform: Platform) -> None:
+    document = (await platform.http.get("/api/v1/openapi.json")).json()
+    walked = {operation.name for operation in operations(document)}
+    assert len(walked) > 50
+    for service, app in platform.apps.items():
+        own = {operation.name for operation in operations(app.openapi())}
+        assert own, f"{service} has no operation"
+        assert own <= walked, f"{service} has operations that the gateway does not describe"
+
+
+async def test_no_service_answers_without_a_principal(platform: Platform) -> None:
+    for service, app in platform.apps.items():
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://service") as http:
+            for operation in operations(app.openapi()):
+                path = operation.path
+                for name in ("{metric}", "{name}"):
+                    path = path.replace(name, "x")
+                while "{" in path:
+                    start, _, rest = path.partition("{")
+                    path = f"{start}{uuid4()}{rest.partition('}')[2]}"
+                answer = await http.request(operation.method, path, json={})
+                assert answer.status_code == 401, f"{service}: {operation.name}: {answer.text}"
+
+
+@asynccontextmanager
+async def listening(tenant: Tenant) -> AsyncIterator[list[str]]:
+    """Hold a live connection of a tenant open that wants everything; give what it is sent."""
+    heard: list[str] = []
+    requests: asyncio.Queue[Message] = asyncio.Queue()
+    requests.put_nowait({"type": "websocket.connect"})
+    requests.put_nowait({"type": "websocket.receive", "text": '{"subscribe": {}}'})
+
+    async def send(message: Message) -> None:
+        heard.append(message.get("text") or message["type"])
+
+    ticket = (await tenant.call("POST", "/api/v1/auth/ws-ticket"))["ticket"]
+    scope = {
+        "type": "websocket",
+        "scheme": "ws",
+        "path": "/api/v1/ws",
+        "raw_path": b"/api/v1/ws",
+        "query_string": f"ticket={ticket}".encode(),
+        "headers": [(b"host", b"platform")],
+        "subprotocols": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("platform", 80),
+    }
+    talk = asyncio.create_task(tenant.platform.gateway(scope, requests.get, send))
+    try:
+        await until(lambda: any("subscribed" in text for text in heard), "the subscription")
+        yield heard
+    finally:
+        requests.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await talk
+
+
+async def test_what_a_tenants_devices_say_reaches_that_tenant_alone(platform: Platform) -> None:
+    root = Tenant(platform, uuid4(), ADMIN, "root")
+    b = await platform.open_tenant(root, f"canary-{secrets.token_hex(4)}")
+    a = await platform.open_tenant(root, f"walk-{secrets.token_hex(4)}")
+    theirs, mine = await b.device(), await a.device()
+    await b.rule(theirs)
+    await a.rule(mine)
+    # Nothing forbids A to name a device that is none of A's: it is as if it never existed.
+    await a.rule(theirs)
+
+    async def alerts(tenant: Tenant) -> list[Document]:
+        items: list[Document] = (await tenant.call("GET", "/api/v1/alerts"))["items"]
+        return items
+
+    async with listening(a) as a_hears, listening(b) as b_hears:
+
+        async def both_are_alarmed() -> bool:
+            # Again and again: a worker may hear of a rule after the first point.
+            await b.report(theirs, 99.0)
+            await a.report(mine, 99.0)
+            await asyncio.sleep(0.1)
+            return bool(await alerts(a) and await alerts(b))
+
+        await until(both_are_alarmed, "each tenant's own rule raises an alert")
+        for heard, device in ((a_hears, mine), (b_hears, theirs)):
+            for kind in ("telemetry_update", '"alert"'):
+                await until(
+                    lambda heard=heard, kind=kind, device=device: any(  # type: ignore[misc]  # mypy does not type defaults of a lambda
+                        kind in text and device in text for text in heard
+                    ),
+                    f"{kind} of a tenant's own device",
+                )
+
+    assert [alert["device_id"] for alert in await alerts(a)] == [mine]
+    assert [alert["device_id"] for alert in await alerts(b)] == [theirs]
+    assert not [text for text in a_hears if theirs in text or b.mark in text or str(b.id) in text]
+    assert not [text for text in b_hears if mine in text or a.mark in text or str(a.id) in text]

@@ -1,0 +1,228 @@
+"""The intake: nothing is acknowledged before it is safe, nothing stops it, and it holds only so much."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from libs.common.clock import SystemClock
+from libs.common.errors import Unavailable
+from libs.common.events.base import Message
+from libs.common.events.ingest import TelemetryReceived
+from libs.common.historian.point import Kind
+from services.ingest.domain.device import Series, Source
+from services.ingest.domain.payload import Decoded, Window, decode
+from services.ingest.usecases.telemetry import Intake, IntakeLimits, accept
+from tests.waiting import until
+
+MIB = 1024 * 1024
+
+
+class FakeBus:
+    """Keeps what is published; may be told to fail or to wait."""
+
+    def __init__(self) -> None:
+        self.batches: list[TelemetryReceived] = []
+        self.sizes: list[int] = []
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.batches += [TelemetryReceived.from_message(message) for message in messages]
+        self.sizes += [len(message.body) for message in messages]
+
+
+class FakeRegistry:
+    """Makes series as it is asked, after a moment."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    async def register(self, source: Source, kinds: dict[str, Kind], most: int) -> None:
+        await asyncio.sleep(0)
+        for metric, kind in kinds.items():
+            if metric not in source.series and len(source.series) < most:
+                self.made += 1
+                source.series[metric] = Series(self.made, kind)
+
+
+@pytest.fixture
+def bus() -> FakeBus:
+    return FakeBus()
+
+
+LIMITS = IntakeLimits(linger=timedelta(milliseconds=1), most_pending_points=2_000, most_metrics=3)
+
+
+@pytest.fixture
+async def intake(bus: FakeBus) -> AsyncIterator[Intake]:
+    intake = Intake(bus.publish, FakeRegistry(), SystemClock(), LIMITS)
+    intake.start()
+    yield intake
+    bus.gate.set()
+    await intake.stop()
+
+
+def a_source(shard: int = 0) -> Source:
+    return Source(uuid4(), uuid4(), 1, shard, {"temp": Series(1, Kind.NUMBER)})
+
+
+def read(payload: object) -> Decoded:
+    now = datetime.now(UTC)
+    window = Window.around(now, past=timedelta(days=1), ahead=timedelta(minutes=1))
+    return decode(json.dumps(payload).encode(), now, window)
+
+
+def nothing() -> None:
+    pass
+
+
+async def test_an_error_that_nobody_thought_of_stops_the_intake_no_more_than_a_bus_that_is_away(
+    intake: Intake, bus: FakeBus
+) -> None:
+    bus.errors = [RuntimeError("no partition of relation log found for row"), Unavailable("away")]
+    assert await accept(intake, a_source(), read({"temp": 1}), within=timedelta(seconds=5)) == []
+    assert await accept(intake, a_source(), read({"temp": 2}), within=timedelta(seconds=5)) == []
+    assert [len(batch) for batch in bus.batches] == [1, 1]
+
+
+async def test_an_acknowledgement_that_fails_keeps_nobody_else_from_theirs(intake: Intake) -> None:
+    told = []
+
+    def fail() -> None:
+        raise ConnectionResetError("the socket is gone")
+
+    intake.on_room.append(fail)
+    intake.add(a_source(), read({"temp": 1}), fail)
+    intake.add(a_source(), read({"temp": 1}), lambda: told.append("the neighbour"))
+    await until(lambda: bool(told), "the neighbour is told")
+    intake.is_full = True
+    intake.add(a_source(), read({"temp": 1}), lambda: told.append("the next"))
+    await until(lambda: len(told) == 2, "the next one is told")
+
+
+async def test_a_flood_of_large_rubbish_fills_the_intake_by_its_bytes(
+    intake: Intake, bus: FakeBus
+) -> None:
+    bus.gate.clear()
+    for _ in range(4):
+        intake.refuse_message(a_source(), "malformed", "not JSON", b"x" * 65_536, nothing)
+    assert intake.is_full
+    bus.gate.set()
+    await until(lambda: not intake.is_full, "room again")
+
+
+async def test_long_texts_fill_the_intake_by_their_bytes(intake: Intake, bus: FakeBus) -> None:
+    source = a_source()
+    source.series["mode"] = Series(2, Kind.TEXT)
+    bus.gate.clear()
+    for _ in range(60):
+        intake.add(source, read({"mode": "x" * 4_000}), nothing)
+    assert intake.is_full
+
+
+async def test_whoever_reads_from_devices_is_told_at_once_that_it_is_enough(
+    intake: Intake, bus: FakeBus
+) -> None:
+    said = []
+    intake.on_full.append(lambda: said.append("full"))
+    intake.on_room.append(lambda: said.append("room"))
+    bus.gate.clear()
+    for _ in range(2_100):
+        intake.add(a_source(), read({"temp": 1}), nothing)
+    assert said == ["full"]
+    bus.gate.set()
+    await until(lambda: said == ["full", "room"], "room again")
+
+
+async def test_no_message_on_the_bus_grows_beyond_a_few_mebibytes(bus: FakeBus) -> None:
+    limits = IntakeLimits(shards=1, most_pending_points=1_000_000)
+    intake = Intake(bus.publish, FakeRegistry(), SystemClock(), limits)
+    told: list[int] = []
+    for number in range(40):
+        done = partial(told.append, number)
+        intake.refuse_message(a_source(), "malformed", "", b"x" * 262_144, done)
+    intake.start()
+    await until(lambda: len(told) == 40, "everything is published")
+    await intake.stop()
+    assert sum(bus.sizes) > 10 * MIB
+    assert max(bus.sizes) < 4 * MIB
+    assert told == list(range(40))
+
+
+async def test_one_message_of_rubbish_does_not_become_thousands_of_entries(
+    intake: Intake, bus: FakeBus
+) -> None:
+    readings = [1] * 5_000 + [{"ts": 1, "values": {"temp": 1}}] * 50 + [{"values": {"temp": 7}}]
+    refusals = await accept(intake, a_source(), read(readings), within=timedelta(seconds=5))
+    assert len(refusals) == 5_050
+    [batch] = bus.batches
+    assert len(batch) == 1
+    entries = {entry.reason: entry for entry in batch.refused}
+    assert len(entries) == len(batch.refused) == 2
+    assert entries["malformed"].detail.startswith("5000 ")
+    assert json.loads(entries["malformed"].payload) == [1] * 5_000
+    assert json.loads(entries["too_old"].payload) == [{"ts": 1, "values": {"temp": 1}}] * 50
+
+
+async def test_a_detail_never_repeats_a_whole_message(intake: Intake, bus: FakeBus) -> None:
+    intake.refuse_message(a_source(), "invalid", "x" * 100_000, b"{}", nothing)
+    await until(lambda: bool(bus.batches), "published")
+    assert len(bus.batches[0].refused[0].detail) <= 500
+
+
+async def test_messages_that_race_have_no_more_metrics_than_one_after_the_other(
+    intake: Intake,
+) -> None:
+    source = a_source()
+    answers = await asyncio.gather(
+        *(
+            accept(
+                intake,
+                source,
+                read({f"m{sender}.{n}": 1 for n in range(3)}),
+                within=timedelta(seconds=5),
+            )
+            for sender in range(5)
+        )
+    )
+    assert len(source.series) == LIMITS.most_metrics
+    reasons = [refusal.reason for refusals in answers for refusal in refusals]
+    assert reasons == ["too_many_metrics"] * 13
+
+
+async def test_what_is_refused_is_named_by_its_reading_even_behind_metrics_too_many(
+    intake: Intake,
+) -> None:
+    readings = [
+        {"values": {"a": 1, "b": 1, "c": 1, "d": 1}},
+        {"values": {"e": 1, "temp": 2}},
+        {"values": {"temp": "hot"}},
+    ]
+    refusals = await accept(intake, a_source(), read(readings), within=timedelta(seconds=5))
+    assert [(refusal.index, refusal.metric, refusal.reason) for refusal in refusals] == [
+        (0, "c", "too_many_metrics"),
+        (0, "d", "too_many_metrics"),
+        (1, "e", "too_many_metrics"),
+        (2, "temp", "type_changed"),
+    ]
+
+
+async def test_stopping_publishes_what_is_gathered_and_tells_it(bus: FakeBus) -> None:
+    limits = IntakeLimits(linger=timedelta(seconds=60))
+    intake = Intake(bus.publish, FakeRegistry(), SystemClock(), limits)
+    intake.start()
+    told: list[int] = []
+    intake.add(a_source(), read({"temp": 1}), partial(told.append, 1))
+    await asyncio.sleep(0)
+    intake.add(a_source(), read({"temp": 2}), partial(told.append, 2))
+    await intake.stop()
+    assert told == [1, 2]
