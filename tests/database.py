@@ -83,14 +83,19 @@ async def create_database(server: SharedServer, name: str) -> DatabaseUrls:
     return urls
 
 
-@pytest.fixture(scope="session")
-def database_urls(postgres_server: SharedServer) -> DatabaseUrls:
-    """The worker's own database, migrated, empty at the start of the run."""
+def fresh_database(server: SharedServer) -> DatabaseUrls:
+    """Make a database that no other test knows, migrated and empty."""
     directory = Path(os.environ["IIOT_TEST_RUN"].rpartition(":")[0])
     # Roles are the server's, not the database's: one migration at a time.
     with (directory / "migrate.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return asyncio.run(create_database(postgres_server, f"iiot_{secrets.token_hex(4)}"))
+        return asyncio.run(create_database(server, f"iiot_{secrets.token_hex(4)}"))
+
+
+@pytest.fixture(scope="session")
+def database_urls(postgres_server: SharedServer) -> DatabaseUrls:
+    """The worker's own database, migrated, empty at the start of the run."""
+    return fresh_database(postgres_server)
 
 
 @pytest.fixture

@@ -26,7 +26,14 @@ from tests.contract.isolation.catalogue import (
     tenants_tables_are_protected,
     the_database_is_closed,
 )
-from tests.database import DatabaseUrls
+from tests.database import DatabaseUrls, fresh_database
+from tests.servers import SharedServer
+
+
+@pytest.fixture(scope="module")
+def database_urls(postgres_server: SharedServer) -> DatabaseUrls:
+    """A database of its own: faults are planted beside no other test's rows."""
+    return fresh_database(postgres_server)
 
 
 @pytest.fixture

@@ -85,12 +85,13 @@ def upgrade() -> None:
           RETURN dropped;
         END $$;
 
-        -- The partitions that may hold points from before a moment.
+        -- The partitions that may hold points from before a moment. Names are compared as text: the
+        -- planner may look at other relations' names first, which are no dates.
         CREATE FUNCTION historian.parts_before(moment timestamptz) RETURNS SETOF name
           LANGUAGE sql STABLE SET search_path = pg_catalog SET timezone = 'UTC' AS $$
           SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
           WHERE i.inhparent IN ('historian.points'::regclass, 'historian.texts'::regclass)
-            AND (c.relname LIKE '%\\_default' OR to_date(right(c.relname, 8), 'YYYYMMDD') <= moment::date)
+            AND (c.relname LIKE '%\\_default' OR right(c.relname, 8) <= to_char(moment, 'YYYYMMDD'))
           ORDER BY right(c.relname, 8)
         $$;
 
