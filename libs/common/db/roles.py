@@ -45,7 +45,8 @@ async def ensure_roles(admin_url: str, passwords: dict[str, str]) -> None:
 
     `admin_url` is that of a superuser. A login role without a password given keeps the one it has.
     """
-    connection = await asyncpg.connect(admin_url)
+    # Roles are the server's, locks a database's: all who install on this server meet in this one.
+    connection = await asyncpg.connect(admin_url, database="postgres")
     try:
         async with connection.transaction():
             # Two installers at once would both find a role missing.
