@@ -13,7 +13,7 @@ from libs.common.bus.counts import Counts
 from libs.common.bus.outbox import Relay, TableOutbox
 from libs.common.bus.rabbit_consumer import QueueConsumer
 from libs.common.bus.rabbit_envelope import PERSISTENT, routing_key, to_properties
-from libs.common.bus.rabbit_link import Link
+from libs.common.bus.rabbit_link import Link, end
 from libs.common.bus.rabbit_publisher import Parcel, Publisher
 from libs.common.bus.rabbit_topology import (
     DEAD,
@@ -136,8 +136,7 @@ class RabbitBus(Bus):
         await asyncio.gather(*[consumer.stop(self._stop_s) for consumer in self._consumers])
         await asyncio.gather(*[relay.stop(self._stop_s) for relay in self._relays])
         if self._publishing is not None:
-            self._publishing.cancel()
-            await asyncio.gather(self._publishing, return_exceptions=True)
+            await end(self._publishing)
         await asyncio.gather(self._in.stop(), self._out.stop())
         self._consumers, self._relays, self._publishing = [], [], None
 

@@ -72,8 +72,7 @@ class Link:
     async def stop(self) -> None:
         """Close the connection and open no other."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
 
     async def connection(self) -> AbstractConnection:
@@ -135,3 +134,14 @@ async def _close(connection: Connection) -> None:
     with contextlib.suppress(*BROKEN), closing_is_an_error():
         async with asyncio.timeout(5):
             await connection.close()
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended.
+
+    Once is not always enough: a cancellation that meets a connection just closing can be taken for
+    that closing, and the task would go on.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
