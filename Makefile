@@ -60,12 +60,12 @@ check: $(READY) ## what must hold before a commit: format, lint, types, imports,
 
 .PHONY: test
 test: $(READY) ## everything but the long fault series, on real servers (TESTS= ARGS=)
-	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m deploy.local.servers --install mosquitto_pub
 	@$(PYTHON) -m pytest -q $(PARALLEL) -m "not long" $(TESTS) $(ARGS)
 
 .PHONY: system
 system: $(READY) ## the system tests alone
-	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m deploy.local.servers --install mosquitto_pub
 	@$(PYTHON) -m pytest tests/system $(ARGS)
 
 .PHONY: faults
@@ -74,13 +74,13 @@ faults: $(READY) ## the whole series: kill and stop things, and look for what is
 	@$(PYTHON) -m pytest tests/faults $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## ten minutes under load: is anything lost, how much memory (ARGS="--seconds 3600")
+soak: $(READY) ## ten minutes under load; fails if anything is lost or grows (ARGS="--seconds 3600")
 	@$(PYTHON) -m deploy.local.servers --install
-	@$(PYTHON) -m tests.bench.ingest --seconds 600 --rate 10000 $(ARGS)
+	@$(PYTHON) -m tests.bench.soak $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure a promise (NAME=ingest or gateway, ARGS=--json)
-	@$(PYTHON) -m deploy.local.servers --install
+bench: $(READY) ## measure a promise (NAME=ingest or gateway, ARGS="--mode edge --json")
+	@$(PYTHON) -m deploy.local.servers --install $(if $(filter gateway,$(NAME)),wrk)
 	@$(PYTHON) -m tests.bench.$(if $(NAME),$(NAME),ingest) $(ARGS)
 
 ##@ Database

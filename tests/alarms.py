@@ -268,7 +268,9 @@ class Plant:
         }
         return AnomalyDetected(**(fields | changes))
 
-    def alarm(self, *, active: bool = True, at: datetime | None = None) -> DeviceAlertReported:
+    def alarm(
+        self, *, active: bool = True, at: datetime | None = None, key: str = "oil"
+    ) -> DeviceAlertReported:
         """Return the device's own word that its oil is low, or no longer."""
         return DeviceAlertReported(
             tenant_id=self.tenant_id,
@@ -276,7 +278,7 @@ class Plant:
             device_id=self.device_id,
             severity="high",
             message="oil low",
-            key="oil",
+            key=key,
             active=active,
         )
 

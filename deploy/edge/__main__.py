@@ -18,17 +18,21 @@ from deploy.edge.platform import SERVICES, Options, Platform, running
 from deploy.local import servers
 from deploy.local.database import PlatformDatabase
 from deploy.local.errors import ServerError
-from deploy.local.processes import is_port_free, keep_ports
+from deploy.local.processes import free_from, is_port_free, keep_ports
 from deploy.local.state import State
 from libs.common import log
+from libs.common.bus.local import MAX_BYTES
 from libs.common.clock import SystemClock
+from libs.common.http.bounds import raise_open_files
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_CONFIG: dict[str, str | int] = {
-    "max_connections": 120,
+    # All pools of all services at once, and some for whoever looks into it or saves it.
+    "max_connections": 160,
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
 }
+GB = 1024**3
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -44,13 +48,25 @@ def main(
     state: Annotated[
         Path, typer.Option(help="The folder that keeps everything between starts.")
     ] = ROOT / ".run",
+    log_max_gb: Annotated[
+        float,
+        typer.Option(min=0.25, help="How large the event log may grow before devices must wait."),
+    ] = MAX_BYTES / GB,
 ) -> None:
     """Run the whole platform in one process. Ctrl-C stops it; its state stays."""
     state.mkdir(parents=True, exist_ok=True)
     log.configure("edge", level="info", file=state / "log" / "edge.log", silent=True)
+    raise_open_files()
     try:
         uvloop.run(
-            _run(port, host, mqtt_port, state, with_plant=sim not in {"off", "0", "no", "false"})
+            _run(
+                port,
+                host,
+                mqtt_port,
+                state,
+                with_plant=sim not in {"off", "0", "no", "false"},
+                log_max_bytes=int(log_max_gb * GB),
+            )
         )
     except (ServerError, _Taken) as error:
         console.print(f"[red]{error}[/red]")
@@ -61,7 +77,9 @@ class _Taken(Exception):
     """A port that must be this one is someone else's."""
 
 
-async def _run(port: int, host: str, mqtt_port: int, folder: Path, *, with_plant: bool) -> None:
+async def _run(
+    port: int, host: str, mqtt_port: int, folder: Path, *, with_plant: bool, log_max_bytes: int
+) -> None:
     if not is_port_free(port):
         raise _Taken(f"Port {port} is taken. Choose another: make run PORT={port + 1}")
     stop = asyncio.Event()
@@ -89,11 +107,12 @@ async def _run(port: int, host: str, mqtt_port: int, folder: Path, *, with_plant
         options = Options(
             host=host,
             port=port,
-            mqtt_port=_free_from(mqtt_port),
+            mqtt_port=free_from(mqtt_port),
             admin_email=state.admin_email,
             admin_password=state.admin_password,
             smtp=(catcher.host, catcher.smtp_port),
             webhooks=(catcher.host, catcher.http_port),
+            log_max_bytes=log_max_bytes,
         )
         platform = await stack.enter_async_context(running(database, clock, options))
         await demo.ensure_channels(platform.url, state, catcher)
@@ -107,13 +126,6 @@ async def _run(port: int, host: str, mqtt_port: int, folder: Path, *, with_plant
     console.print(f"Stopped. The state stays in {folder}.")
 
 
-def _free_from(port: int) -> int:
-    """Return the port, or the next one that is free."""
-    while not is_port_free(port):
-        port += 1
-    return port
-
-
 def _show(
     platform: Platform,
     server: servers.DatabaseServer,
@@ -125,19 +137,21 @@ def _show(
     with_plant: bool,
 ) -> None:
     parts = Table(box=None, padding=(0, 2), show_header=False)
+    parts.add_column(no_wrap=True)
+    parts.add_column(overflow="fold")  # a path that is cut short leads nowhere
     parts.add_row("[bold]API and docs[/bold]", f"{platform.url}/api/v1/docs")
-    parts.add_row("[bold]Inbox[/bold]", f"{catcher.url}  (mails and webhooks that alerts sent)")
+    parts.add_row("[bold]Inbox[/bold]", f"{catcher.url}  (mails and webhooks of alerts)")
     parts.add_row("[bold]Log in as[/bold]", f"{state.admin_email}   {state.admin_password}")
     mqtt = f"{platform.mqtt_port}"
     if platform.mqtt_port != wanted_mqtt_port:
         mqtt += f"  ({wanted_mqtt_port} is taken by another program)"
     parts.add_row("Devices, MQTT", f"127.0.0.1:{mqtt}")
-    parts.add_row("Services", f"gateway, {', '.join(SERVICES)}: in this process")
+    parts.add_row("Services", f"all {len(SERVICES) + 1}, in this process")
     parts.add_row("Database", f"{server.name}, private, in {folder / 'postgres'}")
     parts.add_row("Event bus", "a durable log in that database")
     parts.add_row("Cache", "in this process")
     if with_plant:
-        parts.add_row("Plant", "14 simulated devices; the bearing of pump-2 is about to run hot")
+        parts.add_row("Plant", "14 simulated devices; pump-2's bearing is about to run hot")
     parts.add_row("Log", str(folder / "log" / "edge.log"))
     console.print()
     console.print(parts)

@@ -17,9 +17,11 @@ from fastapi import FastAPI
 from deploy.edge.server import EmbeddedServer
 from deploy.local.database import PlatformDatabase
 from deploy.local.processes import LOOPBACK
-from libs.common.bus.local import LocalBus
+from libs.common.bus.local import MAX_BYTES, LocalBus
+from libs.common.bus.local_metrics import LocalBusMetrics
 from libs.common.clock import Clock
 from libs.common.db.roles import BUS, HISTORIAN_WRITER
+from libs.common.http.app import ServiceApp
 from libs.common.service import settle_memory
 
 SERVICES = ("tenancy", "ingest", "rules", "analytics", "ml", "alerting", "retention")
@@ -37,6 +39,8 @@ class Options:
     admin_password: str
     smtp: tuple[str, int] | None = None
     webhooks: tuple[str, int] | None = None
+    log_max_bytes: int = MAX_BYTES
+    """What the event log may take on disk before publishing is refused."""
     settings: Mapping[str, Mapping[str, object]] | None = None
     """Settings that differ, by service."""
 
@@ -64,11 +68,14 @@ async def running(
     database: PlatformDatabase, clock: Clock, options: Options
 ) -> AsyncIterator[Platform]:
     """Start everything on a prepared database; ready within, and stopped cleanly afterwards."""
-    bus = LocalBus(database.url(BUS), clock, forget_others=True)
+    bus = LocalBus(database.url(BUS), clock, forget_others=True, max_bytes=options.log_max_bytes)
     url = f"http://{options.host}:{options.port}"
     # The gateway is handed the others' apps, and they the keys that it signs with.
     apps: dict[str, FastAPI] = {}
     gateway = _build("gateway", database, bus, clock, options, url, upstreams=apps)
+    # Only the gateway has a port, so it speaks for the bus too.
+    gateway.health.add("bus", bus.check)
+    gateway.metrics.registry.register(LocalBusMetrics(bus))
     for service in SERVICES:
         apps[service] = _build(
             service, database, bus, clock, options, url, keys=gateway.state.keyring
@@ -91,14 +98,14 @@ def _build(
     options: Options,
     url: str,
     **more: object,
-) -> FastAPI:
+) -> ServiceApp:
     settings = import_module(f"services.{service}.settings").Settings(
         **database.of_service(service),
         gateway_jwks_url=f"{url}/.well-known/jwks.json",
         **_own_settings(service, database, options, url),
         **((options.settings or {}).get(service, {})),
     )
-    app: FastAPI = import_module(f"services.{service}.app").build(settings, bus, clock, **more)
+    app: ServiceApp = import_module(f"services.{service}.app").build(settings, bus, clock, **more)
     return app
 
 
@@ -133,7 +140,12 @@ def _own_settings(
 
 @asynccontextmanager
 async def _serving(app: FastAPI, options: Options) -> AsyncIterator[None]:
-    server = EmbeddedServer(app, socket.create_server((options.host, options.port)), drain_s=5)
+    server = EmbeddedServer(
+        app,
+        socket.create_server((options.host, options.port)),
+        app.state.bounds,
+        drain_s=5,
+    )
     server.start()
     try:
         yield

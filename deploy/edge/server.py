@@ -8,22 +8,24 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from libs.common.http.bounds import Bounds
+from libs.common.http.server import ServerConfig
+
 
 class EmbeddedServer:
     """Serves an app on a socket that listens already. The app's lifespan is its owner's business."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket, *, drain_s: int = 1) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listening: socket.socket,
+        bounds: Bounds | None = None,
+        *,
+        drain_s: int = 1,
+    ) -> None:
         self._listening = listening
         self._server = _QuietServer(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=drain_s,
-            )
+            ServerConfig(app, bounds or Bounds(), lifespan="off", drain_s=drain_s)
         )
         self._task: asyncio.Task[None] | None = None
 

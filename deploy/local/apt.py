@@ -10,6 +10,7 @@ from deploy.local.errors import ServerFailed
 from deploy.local.processes import find_program
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_UNITS = Path("/lib/systemd/system")
 
 
 def may_install() -> bool:
@@ -27,9 +28,10 @@ def install(packages: Sequence[str], *, policy: Path = _POLICY) -> None:
         _apt_get("install", "--quiet=2", "--yes", "--no-install-recommends", *packages)
     systemctl = find_program("systemctl")
     if systemctl is not None and Path("/run/systemd/system").is_dir():
-        # They were missing a moment ago, so nobody relies on their units.
-        units = [package for package in packages if package != "postgresql"]
-        subprocess.run([systemctl, "disable", "--quiet", *units], check=False)
+        # They were missing a moment ago, so nobody relies on their units. A client has none.
+        for package in packages:
+            if package != "postgresql" and (_UNITS / f"{package}.service").exists():
+                subprocess.run([systemctl, "disable", "--quiet", package], check=False)
 
 
 def _apt_get(*words: str) -> None:

@@ -22,12 +22,20 @@ import typer
 from deploy.local import servers
 from deploy.local.database import PlatformDatabase
 from deploy.local.errors import ServerError
-from deploy.local.processes import LOOPBACK, Command, ServerProcess, is_port_free, keep_ports
+from deploy.local.processes import (
+    LOOPBACK,
+    Command,
+    ServerProcess,
+    free_from,
+    is_port_free,
+    keep_ports,
+)
 from deploy.local.state import State
 from libs.common.db.roles import HISTORIAN_WRITER
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 40.0
+READY_S = 120.0
+"""Ten processes import at once; on a busy machine that takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +122,13 @@ class Cluster:
         self.redis.start()
         self.postgres.start()
         asyncio.run(self.database.prepare())
-        for name in self._members:
-            self._launch(name)
-        for name in self._members:
-            self._await_ready(name)
+        # Tenancy last: when it first starts it says who the first admin is, and all must listen.
+        last = [name for name, member in self._members.items() if member.service == "tenancy"]
+        for names in ([name for name in self._members if name not in last], last):
+            for name in names:
+                self._launch(name)
+            for name in names:
+                self._await_ready(name)
 
     def stop(self) -> None:
         """End everything, the servers last."""
@@ -163,7 +174,11 @@ class Cluster:
             "INGEST_MQTT_HOST": LOOPBACK,
             "INGEST_MQTT_PORT": str(self._ports["mqtt"]),
             "GATEWAY_UPSTREAMS": json.dumps(
-                {name: self.url(name) for name in self._members if name != "gateway"}
+                {
+                    name: self.url(name)
+                    for name, member in self._members.items()
+                    if name == member.service != "gateway"
+                }
             ),
             **self._env,
             **member.env,
@@ -187,16 +202,15 @@ def _is_ready(url: str) -> bool:
 def main(
     *,
     port: Annotated[int, typer.Option(help="Where the gateway serves.")] = 8000,
-    mqtt_port: Annotated[int, typer.Option(help="Where devices connect.")] = 1883,
+    mqtt_port: Annotated[int, typer.Option(help="Where devices connect, if it is free.")] = 1883,
     state: Annotated[Path, typer.Option(help="What is kept between starts.")] = ROOT
     / ".run"
     / "cluster",
 ) -> None:
     """Run the platform as one process a service, on private servers. Ctrl-C stops it."""
-    for number in (port, mqtt_port):
-        if not is_port_free(number):
-            print(f"port {number} is taken; choose others with --port and --mqtt-port")
-            raise SystemExit(1)
+    if not is_port_free(port):
+        print(f"Port {port} is taken. Choose another: make cluster PORT={port + 1}")
+        raise SystemExit(1)
     state.mkdir(parents=True, exist_ok=True)
     admin = State.load(state / "state.json")
     cluster = Cluster(
@@ -205,7 +219,7 @@ def main(
             "TENANCY_FIRST_ADMIN_EMAIL": admin.admin_email,
             "TENANCY_FIRST_ADMIN_PASSWORD": admin.admin_password,
         },
-        ports={"gateway": port, "mqtt": mqtt_port},
+        ports={"gateway": port, "mqtt": free_from(mqtt_port)},
     )
     # What ends us must end the servers too, and in order.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
@@ -213,7 +227,9 @@ def main(
         print("Starting PostgreSQL, RabbitMQ, Redis and nine processes …")
         cluster.start()
         print(f"API      {cluster.url('gateway')}/api/v1/docs")
-        print(f"Devices  MQTT {LOOPBACK}:{mqtt_port}")
+        print(f"Devices  MQTT {LOOPBACK}:{cluster.mqtt_port}")
+        if cluster.mqtt_port != mqtt_port:
+            print(f"         ({mqtt_port} is taken by another program)")
         print(f"Log in   {admin.admin_email}  {admin.admin_password}")
         print(f"Logs     {state / 'log'}")
         print("Ctrl-C stops it.")

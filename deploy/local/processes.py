@@ -325,6 +325,13 @@ def free_port() -> int:
     raise ServerFailed(message)
 
 
+def free_from(port: int) -> int:
+    """Return this loopback port, or the next one that is free."""
+    while not is_port_free(port):
+        port += 1
+    return port
+
+
 def keep_ports(file: Path, names: Sequence[str]) -> dict[str, int]:
     """Return a port for each name: those kept in `file` while they are free, else new ones.
 

@@ -133,11 +133,11 @@ class RabbitMQ(PrivateServer):
         self._take_ports("port", "distribution", "epmd", "prometheus", "management")
         settings: dict[str, str | int] = {
             "listeners.tcp.1": f"{LOOPBACK}:{self._ports['port']}",
-            "distribution.listener.port_range.min": self._ports["distribution"],
-            "distribution.listener.port_range.max": self._ports["distribution"],
             "distribution.listener.interface": LOOPBACK,
             "vm_memory_high_watermark.absolute": "1GB",
             "disk_free_limit.absolute": "200MB",
+            # Quorum queues keep what is in this log in memory: by default, up to half of the above.
+            "raft.wal_max_size_bytes": 64_000_000,
             "log.console": "true",
             "log.file": "false",
         }
@@ -181,6 +181,8 @@ class RabbitMQ(PrivateServer):
             "HOME": str(data / "home"),
             "RABBITMQ_NODENAME": "iiot@localhost",
             "RABBITMQ_NODE_PORT": str(self._ports["port"]),
+            # Else it is the node's port and 20,000: where outgoing connections have theirs.
+            "RABBITMQ_DIST_PORT": str(self._ports["distribution"]),
             "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
             "RABBITMQ_LOG_BASE": str(data / "log"),
             "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),

@@ -1,7 +1,7 @@
 """The servers of this run: given by the environment, or private ones from this machine's binaries.
 
 `python -m deploy.local.servers` says what would be used; `--install` first installs what is
-missing, where it may.
+missing, where it may, and so it does with programs that are named: `--install mosquitto_pub`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from deploy.local.postgres import (
     Postgres,
     choose_installation,
 )
-from deploy.local.processes import USUAL_PLACES
+from deploy.local.processes import USUAL_PLACES, find_program
 from deploy.local.rabbitmq import EPMD_PLACES, SCRIPT_PLACES, RabbitMQ, find_rabbitmq
 from deploy.local.redis import Redis, find_redis
 
@@ -145,11 +145,14 @@ _PACKAGES = {
     "Mosquitto": "mosquitto",
 }
 
+_PROGRAMS = {"mosquitto_pub": "mosquitto-clients", "wrk": "wrk"}
+"""Programs that only the tests, or a benchmark, talk to a server with."""
+
 _NOWHERE = Path("/nonexistent")
 
 
-def missing_packages(places: Places = THIS_MACHINE) -> list[str]:
-    """Return the Debian packages of the servers that this machine lacks, in a fixed order."""
+def missing_packages(programs: Sequence[str] = (), places: Places = THIS_MACHINE) -> list[str]:
+    """Return the Debian packages of the servers and programs that this machine lacks, in order."""
     makers: dict[str, Callable[[], Server]] = {
         "PostgreSQL": lambda: postgres(_NOWHERE, places=places),
         "RabbitMQ": lambda: rabbitmq(_NOWHERE, places=places),
@@ -162,19 +165,20 @@ def missing_packages(places: Places = THIS_MACHINE) -> list[str]:
             make()
         except ServerMissing:
             missing.append(_PACKAGES[name])
+    missing += [_PROGRAMS[p] for p in programs if find_program(p, places.programs) is None]
     return missing
 
 
-def install_missing(places: Places = THIS_MACHINE) -> list[str]:
-    """Install the packages of the missing servers; return them.
+def install_missing(programs: Sequence[str] = (), places: Places = THIS_MACHINE) -> list[str]:
+    """Install the packages of the missing servers and programs; return them.
 
     Raises ServerMissing with one line that says what to install, where apt cannot be used.
     """
-    packages = missing_packages(places)
+    packages = missing_packages(programs, places)
     if packages and not apt.may_install():
         message = (
-            f"missing servers: install them (apt-get install {' '.join(packages)}), or set "
-            "POSTGRES_URL, RABBITMQ_URL, REDIS_URL, MOSQUITTO_URL"
+            f"missing: apt-get install {' '.join(packages)} (or set POSTGRES_URL, RABBITMQ_URL, "
+            "REDIS_URL, MOSQUITTO_URL)"
         )
         raise ServerMissing(message)
     if packages:
@@ -198,11 +202,17 @@ def _report() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.servers", description=__doc__)
-    parser.add_argument("--install", action="store_true", help="install what is missing, by apt")
+    parser.add_argument(
+        "--install",
+        nargs="*",
+        choices=sorted(_PROGRAMS),
+        metavar="PROGRAM",
+        help="install what is missing, by apt; the programs too",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.install:
-            installed = install_missing()
+        if chosen.install is not None:
+            installed = install_missing(chosen.install)
             print(f"installed {' '.join(installed)}" if installed else "all servers are here")
         else:
             _report()

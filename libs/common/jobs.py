@@ -12,6 +12,8 @@ from datetime import timedelta
 
 import structlog
 
+from libs.common.tasks import end, is_own_cancellation
+
 log = structlog.get_logger(__name__)
 
 
@@ -46,11 +48,8 @@ class Ticker:
             return
         self._stopping = True
         self._woken.set()
-        _, late = await asyncio.wait([self._task], timeout=within.total_seconds())
-        for task in late:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task], timeout=within.total_seconds())
+        await end(self._task)
         self._task = None
 
     async def _run(self) -> None:
@@ -65,11 +64,11 @@ class Ticker:
             self._woken.clear()
             try:
                 await self._job()
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+            except asyncio.CancelledError as error:
+                if is_own_cancellation(error):
                     raise
                 # Not us: something that the job waited for was cancelled.
                 log.exception("job failed", job=self.name)
             except Exception:
+                # Whatever it is: at the next tick the job is tried again.
                 log.exception("job failed", job=self.name)

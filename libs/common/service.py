@@ -13,6 +13,8 @@ from libs.common.bus.base import Bus
 from libs.common.bus.rabbit import RabbitBus
 from libs.common.clock import Clock, SystemClock
 from libs.common.db.engine import Database
+from libs.common.http.bounds import raise_open_files
+from libs.common.http.server import ServerConfig
 from libs.common.settings import ServiceSettings
 
 T = TypeVar("T", bound=ServiceSettings)
@@ -21,6 +23,7 @@ T = TypeVar("T", bound=ServiceSettings)
 def main(service: str, settings: T, build: Callable[[T, Bus, Clock], FastAPI]) -> None:
     """Serve until SIGTERM or SIGINT, then finish what has begun and end."""
     log.configure(service, level=settings.log_level, file=settings.log_file)
+    raise_open_files()
     relay = Database(
         settings.engine_database_url.get_secret_value(),
         pool_size=1,
@@ -35,17 +38,17 @@ def main(service: str, settings: T, build: Callable[[T, Bus, Clock], FastAPI]) -
     )
     app = build(settings, bus, SystemClock())
     with_bus(app, bus)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain.total_seconds()),
+    server = uvicorn.Server(
+        ServerConfig(
+            app,
+            settings.bounds(),
+            host=settings.host,
+            port=settings.port,
+            drain_s=int(settings.drain.total_seconds()),
+        )
     )
+    with contextlib.suppress(KeyboardInterrupt):  # raised anew once all is finished
+        server.run()
 
 
 def settle_memory() -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from libs.common.http.bounds import Bounds
+
 SECRETS = Path(os.environ.get("IIOT_SECRETS_DIR", "/run/secrets"))
 
 
@@ -47,12 +49,18 @@ class ServiceSettings(BaseSettings):
     """RabbitMQ: amqp://user:password@host/vhost. (The edge hands its own bus in.)"""
     telemetry_shards: int = Field(4, validation_alias="TELEMETRY_SHARDS", ge=1, le=64)
     """Into how many streams telemetry is divided by device; the same for all services."""
+    idempotency_keys_kept: timedelta = Field(
+        timedelta(hours=24), validation_alias="IDEMPOTENCY_KEYS_KEPT"
+    )
+    """How long a request with an Idempotency-Key is answered as it was the first time."""
     gateway_jwks_url: str = Field(
         "http://gateway:8000/.well-known/jwks.json", validation_alias="GATEWAY_JWKS_URL"
     )
     """Where the public keys are published that principals are verified with."""
     host: str = Field("0.0.0.0", validation_alias="HOST")  # noqa: S104 - inside a container
     port: int = 8000
+    connections: int = Field(4_000, ge=1)
+    """How many clients may be connected to one process by HTTP, if it may open as many files."""
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="LOG_LEVEL"
     )
@@ -60,3 +68,7 @@ class ServiceSettings(BaseSettings):
     """Also write the log there, rotating."""
     drain: timedelta = Field(timedelta(seconds=10), validation_alias="DRAIN")
     """How long a stopping service may finish what it has begun."""
+
+    def bounds(self) -> Bounds:
+        """Return what the HTTP server bears."""
+        return Bounds(connections=self.connections)

@@ -13,8 +13,8 @@ def current_traceparent() -> str | None:
     return _current.get()
 
 
-def enter_trace(traceparent: str) -> Token[str | None]:
-    """Make it the current trace; hand the result to `leave_trace` when the work is done."""
+def enter_trace(traceparent: str | None) -> Token[str | None]:
+    """Make it the current trace, or none; hand the result to `leave_trace` when the work is done."""
     return _current.set(traceparent)
 
 

@@ -1,23 +1,23 @@
 """Alerting, put together."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
 
-from libs.common.auth.jwks import JwksKeys
-from libs.common.auth.principal import KeySource, PrincipalVerifier
+from libs.common.auth.principal import KeySource
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
 from libs.common.http.app import create_app
 from libs.common.http.metrics import Metrics
 from libs.common.jobs import Ticker
+from libs.common.parts import parts_of
 from libs.common.version import VERSION
 from services.alerting import jobs
 from services.alerting.adapters.courier import Courier
 from services.alerting.adapters.email import EmailSender, MailServer
+from services.alerting.adapters.names import TenantNames
 from services.alerting.adapters.ssrf import Guard, OutboundClient
 from services.alerting.adapters.webhook import WebhookSender
 from services.alerting.api import alerts, channels
@@ -30,39 +30,32 @@ from services.alerting.store.store import AlertingTransactions
 def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None = None) -> FastAPI:
     """Return alerting's app. While its lifespan lasts, it delivers what is due."""
     metrics = Metrics()
-    database = Database(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        application_name="alerting",
-    )
-    engine = Database(
-        settings.engine_database_url.get_secret_value(),
-        pool_size=2,
-        across_tenants=True,
-        application_name="alerting-engine",
-    )
-    due = DueNotifications(engine, settings.lease)
-    courier = _courier(settings)
-    transactions = AlertingTransactions(database, bus.outbox("alerting"))
+    parts = parts_of("alerting", settings, bus, AlertingTransactions)
+    transactions = parts.transactions
+    due = DueNotifications(parts.engine, settings.lease)
+    names = TenantNames()
+    courier = _courier(settings, names)
     pace = jobs.Pace(
         settings.delivery_tick, settings.deliveries_at_once, settings.deliveries_per_channel
     )
     deliveries = jobs.Deliveries(due, transactions, courier, clock, metrics.registry, pace)
     transactions.on_due = deliveries.wake
-    housekeeping = Ticker(
-        "alerting.housekeeping",
-        settings.housekeeping,
-        partial(jobs.keep_house, due, engine, settings.inbox_kept, settings.firings_kept),
+    keep_house = partial(
+        jobs.keep_house,
+        due,
+        parts.engine,
+        settings.inbox_kept,
+        settings.idempotency_keys_kept,
+        settings.firings_kept,
     )
+    parts.tickers.append(Ticker("alerting.housekeeping", settings.housekeeping, keep_house))
     subscriptions.attach(bus, transactions)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
-            stack.push_async_callback(engine.close)
-            housekeeping.start()
-            stack.push_async_callback(housekeeping.stop, settings.drain)
+        async with parts.opened() as stack:
+            stack.callback(names.close)
+            parts.start_tickers(stack)
             if settings.delivers:
                 deliveries.start()
                 stack.push_async_callback(deliveries.stop, settings.drain)
@@ -74,17 +67,14 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
         routers=[alerts.router, channels.router],
         lifespan=lifespan,
         metrics=metrics,
-        checks={"database": database.check, "bus": bus.check},
+        checks={"database": parts.database.check, "bus": bus.check},
     )
-    app.state.settings = settings
-    app.state.clock = clock
-    app.state.transactions = transactions
+    parts.furnish(app, settings, clock, keys)
     app.state.courier = courier
-    app.state.verifier = PrincipalVerifier(keys or JwksKeys(settings.gateway_jwks_url))
     return app
 
 
-def _courier(settings: Settings) -> Courier:
+def _courier(settings: Settings, names: TenantNames) -> Courier:
     mail = None
     if settings.smtp_host:
         password = settings.smtp_password
@@ -98,5 +88,5 @@ def _courier(settings: Settings) -> Courier:
             password=password.get_secret_value() if password else None,
         )
         mail = EmailSender(server, settings.public_url)
-    client = OutboundClient(Guard(settings.webhook_allow))
+    client = OutboundClient(Guard(settings.webhook_allow, names.resolve))
     return Courier(mail, WebhookSender(client, settings.public_url))

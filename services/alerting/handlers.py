@@ -3,6 +3,7 @@
 from uuid import uuid5
 
 from libs.common.bus.subscriptions import Subscriptions
+from libs.common.db.erasure import erase_tenant
 from libs.common.events.ingest import (
     DeviceAlertReported,
     DeviceCreated,
@@ -92,4 +93,4 @@ async def on_user_deleted(event: UserDeleted, store: AlertingStore) -> None:
 @subscriptions.on(TenantDeleted)
 async def on_tenant_deleted(event: TenantDeleted, store: AlertingStore) -> None:
     """Erase whatever is kept of the tenant."""
-    await store.erase()
+    await erase_tenant(store, "alerting")

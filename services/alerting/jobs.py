@@ -11,8 +11,8 @@ import prometheus_client
 import structlog
 
 from libs.common.clock import Clock
+from libs.common.db.books import trim_books
 from libs.common.db.engine import Database
-from libs.common.db.inbox import trim_inbox
 from libs.common.jobs import Ticker
 from services.alerting.adapters.courier import Courier
 from services.alerting.domain.outcome import Delivered, Outcome
@@ -151,8 +151,12 @@ class Deliveries:
 
 
 async def keep_house(
-    due: DueNotifications, engine: Database, inbox_kept: timedelta, firings_kept: timedelta
+    due: DueNotifications,
+    engine: Database,
+    inbox_kept: timedelta,
+    keys_kept: timedelta,
+    firings_kept: timedelta,
 ) -> None:
-    """Forget which events were handled, and which firings ended, long ago."""
-    await trim_inbox(engine, "alerting", inbox_kept)
+    """Forget events handled, requests with a key answered, and firings ended long ago."""
+    await trim_books(engine, "alerting", inbox_kept, keys_kept)
     await due.forget_firings(firings_kept)

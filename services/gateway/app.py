@@ -1,7 +1,7 @@
 """The gateway, put together."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
@@ -9,20 +9,21 @@ from prometheus_client import Gauge
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
+from libs.common.auth.guesses import Guesses
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
 from libs.common.db.transactions import Transactions
 from libs.common.http.app import create_app
 from libs.common.http.metrics import Metrics
 from libs.common.jobs import Ticker
+from libs.common.parts import parts_of
 from libs.common.version import VERSION
 from services.gateway import jobs
 from services.gateway.adapters.limits import Limiter
 from services.gateway.adapters.tenancy import Tenancy
 from services.gateway.adapters.upstreams import Upstreams
 from services.gateway.api import auth, docs, live
-from services.gateway.api.console import console
+from services.gateway.api.console import console, no_console
 from services.gateway.api.front_door import FrontDoor, Limits
 from services.gateway.api.secure_headers import SecureHeaders
 from services.gateway.domain.limit import Limit
@@ -35,7 +36,7 @@ from services.gateway.usecases.accounts import Accounts
 from services.gateway.usecases.callers import Callers
 from services.gateway.usecases.description import Description
 from services.gateway.usecases.keyring import Keyring
-from services.gateway.usecases.live import Live
+from services.gateway.usecases.live import Live, Most
 from services.gateway.usecases.sessions import Lifetimes, Sessions
 
 
@@ -52,21 +53,19 @@ def build(
     returns, because the services need `app.state.keyring`, which is the source of the keys they
     verify with.
     """
-    database = Database(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        application_name="gateway",
+    parts = parts_of(
+        "gateway",
+        settings,
+        bus,
+        partial(Transactions, store=GatewayStore),
+        engine_pool=settings.database_pool,
     )
-    engine = Database(
-        settings.engine_database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        across_tenants=True,
-        application_name="gateway-engine",
-    )
-    transactions = Transactions(database, bus.outbox("gateway"), GatewayStore)
-    lookups = Lookups(engine)
+    transactions = parts.transactions
+    lookups = Lookups(parts.engine)
     keyring = Keyring(
-        Keys(database, settings.key_passphrase.get_secret_value()), clock, settings.key_lifetime
+        Keys(parts.database, settings.key_passphrase.get_secret_value()),
+        clock,
+        settings.key_lifetime,
     )
     services = Upstreams(
         upstreams if upstreams is not None else {},
@@ -79,7 +78,14 @@ def build(
     sessions = Sessions(
         transactions, lookups, tenancy, accounts, callers, keyring, clock, _lifetimes(settings)
     )
-    connections = Live(lookups)
+    connections = Live(
+        lookups,
+        Most(
+            settings.live_connections_of_session,
+            settings.live_connections_of_user,
+            settings.live_connections_of_tenant,
+        ),
+    )
     callers.on_revoked.append(connections.close_session)
     callers.on_changed.append(connections.close_changed)
     limiter = Limiter(settings.redis_url.get_secret_value())
@@ -88,45 +94,41 @@ def build(
     connected.set_function(connections.count)
 
     subscriptions.attach(bus, transactions)
-    listen_for_revocation(bus, callers, clock, settings.access_lifetime)
+    listen_for_revocation(bus, callers, connections, clock, settings.access_lifetime)
     stream_out(bus, connections)
+
+    catch_up = partial(jobs.catch_up, lookups, callers, clock, settings.access_lifetime)
+    keep_house = partial(
+        jobs.keep_house, keyring, lookups, parts.engine, clock, settings.inbox_kept
+    )
+    parts.tickers += [
+        Ticker("gateway.catch_up", settings.revocation_catch_up, catch_up),
+        Ticker("gateway.housekeeping", settings.housekeeping, keep_house),
+    ]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
-            stack.push_async_callback(engine.close)
+        async with parts.opened() as stack:
             await keyring.keep()
             await services.open()
             stack.push_async_callback(services.close)
             await limiter.open()
             stack.push_async_callback(limiter.close)
-            catching_up = Ticker(
-                "gateway.catch_up",
-                settings.revocation_catch_up,
-                partial(jobs.catch_up, lookups, callers, clock, settings.access_lifetime),
-            )
-            housekeeping = Ticker(
-                "gateway.housekeeping",
-                settings.housekeeping,
-                partial(jobs.keep_house, keyring, lookups, engine, clock, settings.inbox_kept),
-            )
             # Before the first request: what was revoked while we were away.
-            await jobs.catch_up(lookups, callers, clock, settings.access_lifetime)
-            for ticker in (catching_up, housekeeping):
-                ticker.start()
-                stack.push_async_callback(ticker.stop)
+            await catch_up()
+            parts.start_tickers(stack)
             stack.callback(connections.close_all)
             yield
 
     app = create_app(
         "gateway",
         version=VERSION,
-        routers=[auth.router, docs.router, live.router],
+        routers=[auth.router, docs.router, live.router]
+        + ([no_console] if settings.console_dir is None else []),
         lifespan=lifespan,
         metrics=metrics,
         # Not the bus: without it the gateway still lets everyone work, and revokes by its own look.
-        checks={"database": database.check},
+        checks={"database": parts.database.check},
         max_body_bytes=settings.max_body_bytes,
     )
     limits = Limits(
@@ -137,6 +139,7 @@ def build(
         },
         device=Limit("device", settings.device_requests_per_minute),
         anonymous=Limit("address", settings.anonymous_per_minute),
+        live=Limit("live", settings.live_connections_per_minute),
     )
     if settings.console_dir is not None:
         app.mount("/", console(settings.console_dir), name="console")
@@ -148,11 +151,13 @@ def build(
             callers=callers,
             limiter=limiter,
             limits=limits,
+            guesses=Guesses(settings.wrong_tokens_per_minute),
             trusted_proxies=settings.trusted_proxies,
             metrics_networks=settings.metrics_networks,
         )
     )
     app.add_middleware(SecureHeaders, allowed_hosts=settings.allowed_hosts)
+    app.state.bounds = settings.bounds()
     app.state.clock = clock
     app.state.transactions = transactions
     app.state.keyring = keyring

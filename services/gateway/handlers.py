@@ -39,6 +39,9 @@ ALERT_EVENTS: tuple[type[Event], ...] = (
     alerting.AlertResolved,
     alerting.AlertNoted,
 )
+ENDED_KNOWN = timedelta(hours=12)
+"""A replica that missed the event finds revoked sessions in the table; it needs them as long as
+their access tokens last, and that is far shorter."""
 _ENVELOPE = ("id", "tenant_id", "at", "alert_id", "device_id")
 
 
@@ -62,8 +65,9 @@ async def on_membership_removed(event: tenancy.MembershipRemoved, store: Gateway
 
 @subscriptions.on(tenancy.TenantDeleted)
 async def on_tenant_deleted(event: tenancy.TenantDeleted, store: GatewayStore) -> None:
-    """End everything in the tenant."""
+    """End everything in the tenant, and erase what ended long ago: when it is said again, the rest."""
     await revoke_sessions(store, because=Ended.TENANT_CLOSED, at=event.at)
+    await store.sessions.forget_ended(event.at - ENDED_KNOWN)
 
 
 @subscriptions.on(tenancy.TenantUpdated)
@@ -74,9 +78,17 @@ async def on_tenant_updated(event: tenancy.TenantUpdated, store: GatewayStore) -
 
 
 def listen_for_revocation(
-    bus: Bus, callers: Callers, clock: Clock, access_lifetime: timedelta
+    bus: Bus, callers: Callers, live: Live, clock: Clock, access_lifetime: timedelta
 ) -> None:
-    """Let every replica know who may no longer call, and whose permissions changed."""
+    """Let every replica know who may no longer call, and whose permissions changed.
+
+    What it may have missed it makes up for by believing nothing it knew: everybody is looked up
+    again, and live connections are opened anew.
+    """
+
+    def distrust() -> None:
+        callers.forget_all()
+        live.close_interrupted()
 
     async def on_session_revoked(event: SessionRevoked) -> None:
         callers.revoke(event.session_id, clock.now() + access_lifetime)
@@ -109,6 +121,7 @@ def listen_for_revocation(
             tenancy.TenantUpdated: on_tenant_changed,
             tenancy.TenantDeleted: on_tenant_changed,
         },
+        on_gap=distrust,
     )
 
 
@@ -121,6 +134,7 @@ def stream_out(bus: Bus, live: Live) -> None:
             mode=Mode.PER_REPLICA,
             sharded=True,
             batch=16,
+            on_gap=live.close_interrupted,
         ),
         live.hear_telemetry,
     )
@@ -129,7 +143,7 @@ def stream_out(bus: Bus, live: Live) -> None:
         listeners[event_class] = partial(_tell_device, live)
     for event_class in ALERT_EVENTS:
         listeners[event_class] = partial(_tell_alert, live)
-    listen(bus, "gateway.live", listeners)
+    listen(bus, "gateway.live", listeners, on_gap=live.close_interrupted)
 
 
 async def _tell_device(live: Live, event: Event) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from libs.common.http.bounds import Bounds
 from libs.common.settings import ServiceSettings, config
 
 
@@ -33,6 +34,18 @@ class Settings(ServiceSettings):
     """Requests from one address that nobody vouches for, logins and refreshes among them."""
     device_requests_per_minute: int = Field(6_000, ge=1)
     """How often one device may send by HTTP."""
+    wrong_tokens_per_minute: int = Field(300, ge=1)
+    """How many devices' tokens that are nobody's one address may show. Good ones do not count."""
+    connections_per_address: int = Field(500, ge=1)
+    """How many HTTP connections one address may have open; a trusted proxy may have any number."""
+    live_connections_per_minute: int = Field(300, ge=1)
+    """How many live connections may be opened from one address."""
+    live_connections_of_session: int = Field(20, ge=1)
+    """How many live connections one login may have open at one gateway, a tab each."""
+    live_connections_of_user: int = Field(50, ge=1)
+    """The same for one user in one tenant."""
+    live_connections_of_tenant: int = Field(1_000, ge=1)
+    """The same for all users of a tenant."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks of the proxies before us, whose X-Forwarded-For is believed; as JSON."""
     metrics_networks: tuple[IPv4Network | IPv6Network, ...] = (
@@ -64,3 +77,11 @@ class Settings(ServiceSettings):
     inbox_kept: timedelta = timedelta(days=7)
     console_dir: Path | None = None
     """The built console, served at /. Absent: none."""
+
+    def bounds(self) -> Bounds:
+        """Return what the HTTP server bears. Anybody can reach it, so no address may fill it."""
+        return Bounds(
+            connections=self.connections,
+            connections_per_address=self.connections_per_address,
+            proxies=self.trusted_proxies,
+        )

@@ -1,4 +1,4 @@
-"""The events ingest hears: its own telemetry batches, to be written; and devices that are revoked."""
+"""The events ingest hears: its own telemetry, to be written; devices revoked; tenants closed."""
 
 import asyncio
 from collections import deque
@@ -10,11 +10,19 @@ from prometheus_client import CollectorRegistry, Counter
 
 from libs.common.bus.base import Bus, Subscription
 from libs.common.bus.outcome import is_transient
-from libs.common.bus.subscriptions import listen
+from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.events.base import Message
-from libs.common.events.ingest import DeviceCredentialRotated, DeviceDeleted, TelemetryReceived
+from libs.common.events.ingest import (
+    DeviceCredentialRotated,
+    DeviceDeleted,
+    DevicesShutOut,
+    TelemetryReceived,
+)
+from libs.common.events.tenancy import TenantDeleted, TenantUpdated
 from services.ingest.store.landing import SUBSCRIPTION, Landed, Landing
-from services.ingest.usecases.sources import Sources
+from services.ingest.store.store import IngestStore
+from services.ingest.usecases import tenants
+from services.ingest.usecases.sources import REPLACED, Sources
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +43,24 @@ class _Brought:
         return self.is_stored or self.error is not None
 
 
+subscriptions = Subscriptions[IngestStore]("ingest")
+
+
+@subscriptions.on(TenantUpdated)
+async def on_tenant_updated(event: TenantUpdated, store: IngestStore) -> None:
+    """Shut the devices of a suspended tenant out, and let those of a reinstated one in."""
+    if event.status == "active":
+        await tenants.reinstate(store, at=event.at)
+    else:
+        await tenants.suspend(store, at=event.at)
+
+
+@subscriptions.on(TenantDeleted)
+async def on_tenant_deleted(event: TenantDeleted, store: IngestStore) -> None:
+    """Shut the tenant's devices out and erase what is kept of them."""
+    await tenants.erase(store, at=event.at)
+
+
 class Writer:
     """Writes what the bus brings: what all shards wait with goes into one transaction.
 
@@ -53,6 +79,11 @@ class Writer:
         )
         self._quarantined = Counter(
             "ingest_points_quarantined", "Points put into quarantine.", registry=registry
+        )
+        self._displaced = Counter(
+            "ingest_quarantine_displaced",
+            "Entries of the quarantine that gave way to newer ones.",
+            registry=registry,
         )
         self._turn = asyncio.Lock()
         self._waiting: deque[_Brought] = deque()
@@ -121,18 +152,25 @@ class Writer:
         self._stored.inc(landed.stored)
         self._duplicates.inc(landed.duplicates)
         self._quarantined.inc(landed.quarantined)
+        self._displaced.inc(landed.displaced)
         for point in landed.rejected:
             log.warning("the store refused a point", series=point.series, reason=point.reason)
 
 
 def listen_for_revocation(bus: Bus, sources: Sources) -> None:
-    """Cut devices off, in every replica, when they are removed or get another token."""
+    """Cut devices off, in every replica, when they or all of their tenant may not go on.
+
+    What these events tell of is committed before they are said: who comes again is not let in.
+    """
 
     async def on_device_deleted(event: DeviceDeleted) -> None:
         sources.revoke(event.device_id, "the device was removed")
 
     async def on_device_credential_rotated(event: DeviceCredentialRotated) -> None:
-        sources.revoke(event.device_id, "the device's token was replaced")
+        sources.revoke(event.device_id, REPLACED)
+
+    async def on_devices_shut_out(event: DevicesShutOut) -> None:
+        sources.revoke_tenant(event.tenant_id, f"the tenant is {event.reason}")
 
     listen(
         bus,
@@ -140,5 +178,6 @@ def listen_for_revocation(bus: Bus, sources: Sources) -> None:
         {
             DeviceDeleted: on_device_deleted,
             DeviceCredentialRotated: on_device_credential_rotated,
+            DevicesShutOut: on_devices_shut_out,
         },
     )

@@ -3,19 +3,20 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from uuid import uuid4
 
 from fastapi import FastAPI
 
-from libs.common.auth.jwks import JwksKeys
-from libs.common.auth.principal import KeySource, PrincipalVerifier
+from libs.common.auth.principal import KeySource
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
+from libs.common.db.books import trim_books
 from libs.common.db.transactions import Transactions
 from libs.common.http.app import create_app
 from libs.common.jobs import Ticker
+from libs.common.parts import parts_of
+from libs.common.shards import Shards
 from libs.common.version import VERSION
-from services.ml import jobs
 from services.ml.api import anomalies, models
 from services.ml.handlers import attach_scoring, subscriptions
 from services.ml.settings import Settings
@@ -27,54 +28,39 @@ from services.ml.usecases.scoring import Scoring
 
 def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None = None) -> FastAPI:
     """Return the service, its subscriptions attached to the bus; start the bus within its lifespan."""
-    database = Database(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        application_name="ml",
+    parts = parts_of("ml", settings, bus, partial(Transactions, store=MlStore))
+    scoring = Scoring(
+        Definitions(parts.engine),
+        Excursions(parts.database, parts.outbox),
+        Shards("ml", parts.engine, uuid4()),
+        clock,
+        lateness=settings.lateness,
     )
-    engine = Database(
-        settings.engine_database_url.get_secret_value(),
-        pool_size=2,
-        across_tenants=True,
-        application_name="ml-engine",
-    )
-    outbox = bus.outbox("ml")
-    transactions = Transactions(database, outbox, MlStore)
-    scoring = Scoring(Definitions(engine), Excursions(database, outbox), clock)
-    subscriptions.attach(bus, transactions)
+    subscriptions.attach(bus, parts.transactions)
     attach_scoring(bus, scoring)
-    tickers = (
-        Ticker("ml.refresh", settings.refresh_every, scoring.refresh),
-        Ticker(
-            "ml.housekeeping",
-            settings.housekeeping,
-            partial(jobs.keep_house, engine, settings.inbox_kept),
-        ),
+    trim = partial(
+        trim_books, parts.engine, "ml", settings.inbox_kept, settings.idempotency_keys_kept
     )
+    parts.tickers += [
+        Ticker("ml.refresh", settings.refresh_every, scoring.refresh),
+        Ticker("ml.housekeeping", settings.housekeeping, trim),
+    ]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # Before the first point comes; the ticker would only do it soon.
-        await scoring.refresh()
-        for ticker in tickers:
-            ticker.start()
-        try:
+        async with parts.opened() as stack:
+            # Before the first point comes; the ticker would only do it soon.
+            await scoring.refresh()
+            stack.push_async_callback(scoring.close)
+            parts.start_tickers(stack)
             yield
-        finally:
-            for ticker in tickers:
-                await ticker.stop(settings.drain)
-            await database.close()
-            await engine.close()
 
     app = create_app(
         "ml",
         version=VERSION,
         routers=[models.router, anomalies.router],
         lifespan=lifespan,
-        checks={"database": database.check, "bus": bus.check},
+        checks={"database": parts.database.check, "bus": bus.check},
     )
-    app.state.settings = settings
-    app.state.clock = clock
-    app.state.transactions = transactions
-    app.state.verifier = PrincipalVerifier(keys or JwksKeys(settings.gateway_jwks_url))
+    parts.furnish(app, settings, clock, keys)
     return app

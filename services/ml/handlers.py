@@ -1,4 +1,4 @@
-"""The door through which events arrive: telemetry, changed models, devices that are no more."""
+"""The door through which events arrive: telemetry, changed models, devices and tenants no more."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.events.base import Message
 from libs.common.events.ingest import DeviceDeleted, TelemetryReceived
 from libs.common.events.ml import ModelChanged
+from libs.common.events.tenancy import TenantDeleted
 from services.ml.store.store import MlStore
 from services.ml.usecases import models
 from services.ml.usecases.scoring import Scoring
@@ -22,6 +23,12 @@ subscriptions = Subscriptions[MlStore]("ml")
 async def on_device_deleted(event: DeviceDeleted, store: MlStore) -> None:
     """Remove the device's models."""
     await models.drop_device(store, event.device_id, now=event.at)
+
+
+@subscriptions.on(TenantDeleted)
+async def on_tenant_deleted(event: TenantDeleted, store: MlStore) -> None:
+    """Erase what is kept of the tenant; every worker forgets its models."""
+    await models.drop_tenant(store, now=event.at)
 
 
 def attach_scoring(bus: Bus, scoring: Scoring) -> None:

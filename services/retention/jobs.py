@@ -1,12 +1,10 @@
 """What retention does by the clock."""
 
-from datetime import date, timedelta
+from datetime import date
 
 import structlog
 
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
-from libs.common.db.inbox import trim_inbox
 from services.retention.usecases.erasure import Erasure
 
 log = structlog.get_logger(__name__)
@@ -21,16 +19,12 @@ class DailyErasure:
         self._done: date | None = None
 
     async def run(self) -> None:
-        """Erase for all tenants, unless it is done for today."""
+        """Erase for all tenants and forget those long gone, unless it is done for today."""
         now = self._clock.now()
         if self._done == now.date():
             return
         days, rows = await self._erasure.of_all(dry_run=False, most=None, now=now)
+        await self._erasure.forget_tenants(now=now)
         log.info("points erased", days=len(days), rows=sum(erased.rows for erased in rows))
         if not any(day.is_busy for day in days):
             self._done = now.date()
-
-
-async def keep_house(engine: Database, inbox_kept: timedelta) -> None:
-    """Forget old inbox marks."""
-    await trim_inbox(engine, "retention", inbox_kept)

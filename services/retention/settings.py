@@ -25,4 +25,4 @@ class Settings(ServiceSettings):
     inbox_kept: timedelta = timedelta(days=7)
     """How long it is remembered which events were handled."""
     housekeeping: timedelta = timedelta(minutes=10)
-    """How often the inbox is trimmed."""
+    """How often inbox marks and old answers to requests with a key are forgotten."""

@@ -7,16 +7,16 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 
-from libs.common.auth.jwks import JwksKeys
-from libs.common.auth.principal import KeySource, PrincipalVerifier
+from libs.common.auth.principal import KeySource
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
+from libs.common.db.books import trim_books
 from libs.common.db.transactions import Transactions
 from libs.common.http.app import create_app
 from libs.common.jobs import Ticker
+from libs.common.parts import parts_of
+from libs.common.shards import Shards
 from libs.common.version import VERSION
-from services.rules import jobs
 from services.rules.api import rules
 from services.rules.handlers import attach_evaluation, subscriptions
 from services.rules.settings import Settings
@@ -28,57 +28,40 @@ from services.rules.usecases.evaluation import Evaluation
 
 def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None = None) -> FastAPI:
     """Return the service, its subscriptions attached to the bus; start the bus within its lifespan."""
-    database = Database(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        application_name="rules",
-    )
-    engine = Database(
-        settings.engine_database_url.get_secret_value(),
-        pool_size=2,
-        across_tenants=True,
-        application_name="rules-engine",
-    )
-    outbox = bus.outbox("rules")
-    transactions = Transactions(database, outbox, RulesStore)
+    parts = parts_of("rules", settings, bus, partial(Transactions, store=RulesStore))
     evaluation = Evaluation(
-        Definitions(engine), Checkpoints(database, engine, outbox), clock, owner=uuid4()
+        Definitions(parts.engine),
+        Checkpoints(parts.database, parts.outbox),
+        Shards("rules", parts.engine, uuid4()),
+        clock,
+        lateness=settings.lateness,
     )
-    subscriptions.attach(bus, transactions)
+    subscriptions.attach(bus, parts.transactions)
     attach_evaluation(bus, evaluation)
-    tickers = (
+    trim = partial(
+        trim_books, parts.engine, "rules", settings.inbox_kept, settings.idempotency_keys_kept
+    )
+    parts.tickers += [
         Ticker("rules.refresh", settings.refresh_every, evaluation.refresh),
         Ticker("rules.checkpoint", settings.checkpoint_every, evaluation.checkpoint),
-        Ticker(
-            "rules.housekeeping",
-            settings.housekeeping,
-            partial(jobs.keep_house, engine, settings.inbox_kept),
-        ),
-    )
+        Ticker("rules.housekeeping", settings.housekeeping, trim),
+    ]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # Before the first point comes; the tickers would only do it soon.
-        await evaluation.refresh()
-        for ticker in tickers:
-            ticker.start()
-        try:
+        async with parts.opened() as stack:
+            # Before the first point comes; the tickers would only do it soon.
+            await evaluation.refresh()
+            stack.push_async_callback(evaluation.close)
+            parts.start_tickers(stack)
             yield
-        finally:
-            for ticker in tickers:
-                await ticker.stop(settings.drain)
-            await evaluation.close()
-            await database.close()
-            await engine.close()
 
     app = create_app(
         "rules",
         version=VERSION,
         routers=[rules.router],
         lifespan=lifespan,
-        checks={"database": database.check, "bus": bus.check},
+        checks={"database": parts.database.check, "bus": bus.check},
     )
-    app.state.clock = clock
-    app.state.transactions = transactions
-    app.state.verifier = PrincipalVerifier(keys or JwksKeys(settings.gateway_jwks_url))
+    parts.furnish(app, settings, clock, keys)
     return app

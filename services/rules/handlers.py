@@ -1,4 +1,4 @@
-"""The door through which events arrive: telemetry, changed rules, devices that are no more."""
+"""The door through which events arrive: telemetry, changed rules, devices and tenants no more."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.events.base import Message
 from libs.common.events.ingest import DeviceDeleted, TelemetryReceived
 from libs.common.events.rules import RuleChanged
+from libs.common.events.tenancy import TenantDeleted
 from services.rules.store.store import RulesStore
 from services.rules.usecases import rules
 from services.rules.usecases.evaluation import Evaluation
@@ -22,6 +23,12 @@ subscriptions = Subscriptions[RulesStore]("rules")
 async def on_device_deleted(event: DeviceDeleted, store: RulesStore) -> None:
     """Remove the device's rules."""
     await rules.drop_device(store, event.device_id, now=event.at)
+
+
+@subscriptions.on(TenantDeleted)
+async def on_tenant_deleted(event: TenantDeleted, store: RulesStore) -> None:
+    """Erase what is kept of the tenant; every worker forgets its rules."""
+    await rules.drop_tenant(store, now=event.at)
 
 
 def attach_evaluation(bus: Bus, evaluation: Evaluation) -> None:

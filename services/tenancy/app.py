@@ -1,23 +1,25 @@
 """Tenancy, put together."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI
 
-from libs.common.auth.jwks import JwksKeys
-from libs.common.auth.principal import KeySource, PrincipalVerifier
+from libs.common.auth.principal import KeySource
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
-from libs.common.db.engine import Database
 from libs.common.db.transactions import Transactions
+from libs.common.email import normalise_email
 from libs.common.http.app import create_app
+from libs.common.jobs import Ticker
+from libs.common.parts import parts_of
 from libs.common.version import VERSION
+from services.tenancy import jobs
 from services.tenancy.adapters.passwords import Passwords
 from services.tenancy.api import internal, roles, tenants, users
-from services.tenancy.domain.email import normalise_email
 from services.tenancy.domain.password import check_new_password
 from services.tenancy.settings import Settings
 from services.tenancy.store.accounts import Accounts
@@ -29,27 +31,34 @@ log = structlog.get_logger(__name__)
 
 def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None = None) -> FastAPI:
     """Return tenancy's app. Its lifespan opens the databases and lets the first admin in."""
-    database = Database(
-        settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        application_name="tenancy",
+    parts = parts_of(
+        "tenancy",
+        settings,
+        bus,
+        partial(Transactions, store=TenancyStore),
+        engine_pool=settings.database_pool,
     )
-    engine = Database(
-        settings.engine_database_url.get_secret_value(),
-        pool_size=settings.database_pool,
-        across_tenants=True,
-        application_name="tenancy-engine",
-    )
-    transactions = Transactions(database, bus.outbox("tenancy"), TenancyStore)
+    engine, transactions = parts.engine, parts.transactions
     passwords = Passwords(settings.password_workers)
+    parts.tickers += [
+        Ticker(
+            "tenancy.housekeeping",
+            settings.housekeeping,
+            partial(jobs.keep_house, engine, settings.idempotency_keys_kept),
+        ),
+        Ticker(
+            "tenancy.removals",
+            settings.housekeeping,
+            partial(jobs.remove_again, engine, transactions, clock, settings.removed_again_after),
+        ),
+    ]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
-            stack.push_async_callback(engine.close)
+        async with parts.opened() as stack:
             stack.callback(passwords.close)
             await _let_first_admin_in(settings, transactions, passwords, clock)
+            parts.start_tickers(stack)
             yield
 
     app = create_app(
@@ -57,13 +66,12 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
         version=VERSION,
         routers=[tenants.router, users.router, roles.router, internal.router],
         lifespan=lifespan,
-        checks={"database": database.check, "bus": bus.check},
+        checks={"database": parts.database.check, "bus": bus.check},
     )
-    app.state.clock = clock
-    app.state.transactions = transactions
-    app.state.verifier = PrincipalVerifier(keys or JwksKeys(settings.gateway_jwks_url))
+    parts.furnish(app, settings, clock, keys)
     app.state.accounts = Accounts(engine)
     app.state.passwords = passwords
+    app.state.invitation_lifetime = settings.invitation_lifetime
     return app
 
 

@@ -1,7 +1,5 @@
 """What the gateway costs: requests a second through it, against the same service asked directly.
 
-    python -m tests.bench.gateway [--seconds 8] [--json]
-
 A service of one route, which verifies its principal and answers 200 bytes, stands behind the
 gateway: a process each, on loopback. 200 users within their limits ask by `wrk`. The service does
 next to nothing, so that the ratio is the worst there is.
@@ -39,10 +37,12 @@ from libs.common.auth.principal import HEADER, Principal, PrincipalVerifier
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from libs.common.http.app import create_app
+from libs.common.http.bounds import Bounds
 from libs.common.http.schemas import Out
+from libs.common.http.server import ServerConfig
 from libs.common.service import with_bus
 from tests.bench.meter import spent
-from tests.bench.report import print_report, provenance, say
+from tests.bench.report import print_report, say
 
 USERS = 200
 CONNECTIONS = 32
@@ -51,9 +51,15 @@ ROUNDS = 3
 
 def main() -> None:
     """Measure, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=8, help="of each of the runs")
-    parser.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.gateway",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=8, metavar="S", help="of each of the runs (default 8)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line, last on stdout")
     parser.add_argument("--role", choices=["service", "gateway"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role == "service":
@@ -66,7 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="iiot-bench-") as directory:
             Path(directory).chmod(0o755)
             figures = measure(Path(directory), arguments.seconds)
-        print_report({**figures, **provenance(), "mode": "cluster"}, as_json=arguments.json)
+        print_report(figures, mode="cluster", as_json=arguments.json)
 
 
 def measure(directory: Path, seconds: int) -> dict[str, float]:
@@ -129,8 +135,8 @@ async def _compare(
                 for name, base in (("direct", direct), ("through", through))
             ]
     return {
-        "direct_per_s": statistics.median(run.per_s for run in runs["direct"]),
-        "through_per_s": statistics.median(run.per_s for run in runs["through"]),
+        "direct_requests_per_s": statistics.median(run.per_s for run in runs["direct"]),
+        "through_requests_per_s": statistics.median(run.per_s for run in runs["through"]),
         "ratio_to_direct": round(
             statistics.median(
                 through.per_s / direct.per_s
@@ -138,11 +144,14 @@ async def _compare(
             ),
             3,
         ),
-        "service_cpu_us": _median(run.cpu_us["service"] for run in runs["direct"]),
-        "gateway_cpu_us": _median(run.cpu_us["gateway"] for run in runs["through"]),
+        "service_cpu_us_per_request": _median(run.cpu_us["service"] for run in runs["direct"]),
+        "gateway_cpu_us_per_request": _median(run.cpu_us["gateway"] for run in runs["through"]),
         "added_p99_ms": round(quiet[1].p99_ms - quiet[0].p99_ms, 2),
-        "added_median_ms": round(quiet[1].median_ms - quiet[0].median_ms, 2),
+        "added_p50_ms": round(quiet[1].median_ms - quiet[0].median_ms, 2),
         "loaded_p99_ms": round(statistics.median(run.p99_ms for run in runs["through"]), 2),
+        "connections": CONNECTIONS,
+        "users": USERS,
+        "seconds": seconds,
     }
 
 
@@ -211,7 +220,9 @@ def _script(file: Path, header: str, values: list[str]) -> None:
 @contextlib.contextmanager
 def _child(role: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.gateway", "--role", role], env={**os.environ, **env}
+        [sys.executable, "-m", "tests.bench.gateway", "--role", role],
+        env={**os.environ, **env},
+        stdout=sys.stderr,
     )
     try:
         yield child
@@ -285,13 +296,13 @@ class Everyone:
             "tenant_id": str(user_id),
             "tenant_slug": "plant",
             "tenant_name": "Plant",
+            "name": "Ann",
             "roles": ["viewer"],
             "permissions": ["rules:read"],
         }
         account = {
             "user_id": str(user_id),
             "email": "ann@plant.example",
-            "name": "Ann",
             "platform_admin": False,
             "memberships": [membership],
         }
@@ -301,16 +312,7 @@ class Everyone:
 
 def _serve(app: FastAPI, port: int) -> None:
     log.configure("bench", level="warning")
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
+    uvicorn.Server(ServerConfig(app, Bounds(), port=port, drain_s=1)).run()
 
 
 if __name__ == "__main__":

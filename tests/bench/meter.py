@@ -2,13 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import psutil
 
 MEMORY_EVERY_S = 2.0
+FEWEST_SAMPLES = 60
+"""Two minutes: a floor is seen by many looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +44,32 @@ def spent(pids: Mapping[str, int]) -> Spent:
     )
 
 
-class PeakMemory:
-    """Looks at the memory of processes every 2 s while the block lasts, and keeps the highest sums.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What processes held at a moment."""
 
-    RSS counts what processes share (PostgreSQL's buffers) once for each; PSS counts it once.
+    at: float
+    """On the monotonic clock."""
+    own_mb: Mapping[str, float]
+    """By name: what a process and those below it have for themselves, shared pages left out."""
+
+
+class MemoryWatch:
+    """Looks at the memory of processes every 2 s while the block lasts.
+
+    `samples` is what each had for itself, which is where a leak shows. The peaks are of all together:
+    RSS counts what processes share (PostgreSQL's buffers) once for each, PSS counts it once.
     """
 
     def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
         self._pids = pids
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-        self.rss_mb = 0.0
-        self.pss_mb = 0.0
+        self.samples: list[Memory] = []
+        self.peak_rss_mb = 0.0
+        self.peak_pss_mb = 0.0
 
-    def __enter__(self) -> "PeakMemory":
+    def __enter__(self) -> "MemoryWatch":
         self._thread.start()
         return self
 
@@ -68,21 +82,54 @@ class PeakMemory:
         self._ended.set()
         self._thread.join()
 
+    def between(self, start: float, end: float) -> list[Memory]:
+        """Return the samples of a stretch of time (monotonic clock)."""
+        return [sample for sample in list(self.samples) if start <= sample.at <= end]
+
     def _watch(self) -> None:
         while True:
-            rss, pss = 0, 0
-            for pid in self._pids().values():
-                for process in _family(pid):
-                    try:
-                        memory = process.memory_full_info()
-                    except psutil.Error:
-                        continue
-                    rss += memory.rss
-                    pss += getattr(memory, "pss", memory.rss)
-            self.rss_mb = max(self.rss_mb, rss / 1e6)
-            self.pss_mb = max(self.pss_mb, pss / 1e6)
+            self._look()
             if self._ended.wait(MEMORY_EVERY_S):
                 return
+
+    def _look(self) -> None:
+        rss, pss = 0, 0
+        own: dict[str, int] = {}
+        for name, pid in self._pids().items():
+            for process in _family(pid):
+                try:
+                    memory = process.memory_full_info()
+                except psutil.Error:
+                    continue
+                rss += memory.rss
+                pss += getattr(memory, "pss", memory.rss)
+                own[name] = own.get(name, 0) + memory.rss - getattr(memory, "shared", 0)
+        self.peak_rss_mb = max(self.peak_rss_mb, rss / 1e6)
+        self.peak_pss_mb = max(self.peak_pss_mb, pss / 1e6)
+        self.samples.append(Memory(time.monotonic(), {n: size / 1e6 for n, size in own.items()}))
+
+
+def growth_mb_per_h(samples: Sequence[Memory]) -> dict[str, float] | None:
+    """Return how fast each process grew; None if the samples span too little to say.
+
+    The first third is left out: pools and caches fill then. Compared are the lowest sample of the
+    second third and that of the last: much of what a process takes it gives back (a broker's log, a
+    garbage collector's heap), and only what it keeps raises the floor.
+    """
+    if len(samples) < FEWEST_SAMPLES:
+        return None
+    third = len(samples) // 3
+    before, after = samples[third : 2 * third], samples[-third:]
+    hours = (after[0].at - before[0].at) / 3600
+    names = {name for sample in samples for name in sample.own_mb}
+    return {
+        name: round((_floor_mb(after, name) - _floor_mb(before, name)) / hours, 1)
+        for name in sorted(names)
+    }
+
+
+def _floor_mb(samples: Sequence[Memory], name: str) -> float:
+    return min(sample.own_mb.get(name, 0.0) for sample in samples)
 
 
 def _family(pid: int) -> list[psutil.Process]:

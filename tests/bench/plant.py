@@ -64,10 +64,10 @@ class Plant:
 
 
 async def build_plant(
-    database: asyncpg.Connection, devices: int, *, rules: int, began_ms: int
+    database: asyncpg.Connection, tenant_id: UUID, devices: int, *, rules: int, began_ms: int
 ) -> Plant:
     """Register devices with all their series, and a rule on each of the first `rules`."""
-    tenant_id, now = uuid4(), datetime.now(UTC)
+    now = datetime.now(UTC)
     device_ids = [uuid4() for _ in range(devices)]
     tokens = [new_token() for _ in range(devices)]
     async with database.transaction():

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
-Figure: TypeAlias = "str | int | float | Mapping[str, Figure] | None"
+Figure: TypeAlias = "str | int | float | Mapping[str, Figure] | Sequence[Figure] | None"
 """A figure of the line; None for what this run could not measure."""
 
 _began = time.monotonic()
@@ -27,18 +27,14 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - _began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
-def print_report(figures: Mapping[str, Figure], *, as_json: bool) -> None:
-    """Print the figures on stdout: as one JSON line, or a line each for people."""
+def print_report(figures: Mapping[str, Figure], *, mode: str, as_json: bool) -> None:
+    """Print the figures on stdout, and where they come from: one JSON line, or a line each for people."""
+    line = {**figures, "mode": mode, "machine": machine(), "commit": commit()}
     if as_json:
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(line), flush=True)
         return
-    for name, figure in figures.items():
-        print(f"{name:36} {figure if not isinstance(figure, Mapping) else json.dumps(figure)}")
-
-
-def provenance() -> dict[str, Figure]:
-    """Return where the figures come from: the machine and the commit."""
-    return {"machine": machine(), "commit": commit()}
+    for name, figure in line.items():
+        print(f"{name:36} {figure if isinstance(figure, str) else json.dumps(figure)}")
 
 
 def machine() -> str:

@@ -26,6 +26,7 @@ from libs.common.db.transactions import Store, Transactions
 from libs.common.events.base import Event, Message
 from libs.common.http.app import create_app
 from libs.common.http.doors import Now, transaction
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.schemas import Body
 from tests.database import DatabaseUrls, PrincipalHeaders
 
@@ -191,6 +192,16 @@ async def test_crowds_cancellations_and_errors_leak_no_tenant(database: Database
             assert await tenants_seen(database) == set()
 
 
+async def test_an_error_does_not_tell_what_the_statement_was_given(database: Database) -> None:
+    with bound_to((uuid4(),)), pytest.raises(DBAPIError) as refused:
+        async with database.connection() as connection:
+            await connection.execute(
+                text("SELECT 1 / 0 WHERE :secret <> ''"), {"secret": "hunter2"}
+            )
+    assert "division by zero" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 async def test_an_engine_that_crosses_tenants_binds_none(database_urls: DatabaseUrls) -> None:
     engine = Database(database_urls.engine("ingest"), across_tenants=True)
     async with engine.connection() as connection:
@@ -345,7 +356,7 @@ CanWrite = Annotated[Principal, Depends(Permission("devices:write"))]
 
 def plant(database: Database, outbox: Outbox, keys: KeySource) -> FastAPI:
     """Return a service with one route, whose commit may fail."""
-    router = APIRouter(prefix="/presses")
+    router = APIRouter(prefix="/presses", route_class=IdempotentRoute)
 
     @router.post("", status_code=201)
     async def register_press(

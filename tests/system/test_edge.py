@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiomqtt
 import httpx2
 import pytest
 
@@ -167,6 +169,40 @@ async def test_a_taken_web_port_is_named_with_the_way_out(tmp_path: Path) -> Non
     await server.wait_closed()
     assert process.returncode == 1
     assert f"make run PORT={port + 1}" in output.decode()
+
+
+async def test_devices_get_the_next_port_where_theirs_is_taken_and_the_table_says_so(
+    tmp_path: Path,
+) -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    taken = server.sockets[0].getsockname()[1]
+    async with edge(tmp_path / "run", "--sim", "off", "--mqtt-port", str(taken)) as running:
+
+        async def is_up() -> bool:
+            return "Ctrl-C stops it" in await running.output()
+
+        await until(is_up, "the edge is up", within_s=FIRST_START_S)
+        table = await running.output()
+        said = re.search(rf"127\.0\.0\.1:(\d+)  \({taken} is taken by another program\)", table)
+        assert said is not None, table
+        async with httpx2.AsyncClient(trust_env=False, timeout=20) as http:
+            answer = await http.post(
+                f"{running.api}/devices",
+                json={"name": "press-7", "type": "press"},
+                headers=await running.login(http),
+            )
+        known = answer.json()["credentials"]
+        # Connecting is the proof: it raises where nobody listens.
+        async with aiomqtt.Client(
+            "127.0.0.1",
+            int(said[1]),
+            identifier=known["username"],
+            username=known["username"],
+            password=known["token"],
+        ):
+            pass
+    server.close()
+    await server.wait_closed()
 
 
 async def _has_alert(http: httpx2.AsyncClient, edge: Edge, *, after: int) -> bool:

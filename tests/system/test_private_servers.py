@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from deploy.local import apt, servers
 from deploy.local.errors import ServerBusy, ServerMissing
 from deploy.local.mosquitto import Mosquitto, find_mosquitto
 from deploy.local.postgres import Installation, Postgres, wheel_installation
-from deploy.local.processes import is_alive, is_port_free, wait_for
+from deploy.local.processes import free_port, is_alive, is_port_free, wait_for
 from deploy.local.rabbitmq import RabbitMQ, find_rabbitmq
 from deploy.local.redis import Redis, find_redis
 from deploy.local.servers import Places
@@ -219,6 +220,21 @@ async def test_rabbitmq_keeps_a_persistent_message_through_a_kill(tmp_path: Path
     assert all(map(is_port_free, ports))
 
 
+def test_rabbitmq_starts_where_its_usual_distribution_port_is_taken(tmp_path: Path) -> None:
+    directory = tmp_path / "rabbitmq"
+    directory.mkdir()
+    port = free_port()
+    (directory / "port.json").write_text(json.dumps({"port": port}))
+    # RabbitMQ's own choice, from the range of outgoing connections.
+    with socket.create_server(("127.0.0.1", port + 20_000)):
+        server = RabbitMQ(directory, find_rabbitmq())
+        server.start()
+        try:
+            assert urlsplit(server.url).port == port
+        finally:
+            server.kill()
+
+
 async def test_redis_keeps_its_keys_through_a_restart(tmp_path: Path) -> None:
     server = Redis(tmp_path / "redis", find_redis(), config={"maxmemory": "64mb"})
     server.start()
@@ -276,8 +292,8 @@ def test_where_apt_may_not_be_used_the_run_stops_with_one_line(
 ) -> None:
     monkeypatch.setattr(apt, "may_install", lambda: False)
     with pytest.raises(ServerMissing) as refused:
-        servers.install_missing(NOWHERE)
-    line = "apt-get install rabbitmq-server redis-server mosquitto"
+        servers.install_missing(["mosquitto_pub"], NOWHERE)
+    line = "apt-get install rabbitmq-server redis-server mosquitto mosquitto-clients"
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -8,6 +8,8 @@ import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
+from libs.common.errors import Unavailable
+
 log = structlog.get_logger(__name__)
 
 REFETCH_S = 5.0
@@ -21,24 +23,33 @@ class JwksKeys:
         self._url = url
         self._keys: dict[str, EllipticCurvePublicKey] = {}
         self._fetched_at = float("-inf")
+        self._is_up_to_date = False
         self._fetching = asyncio.Lock()
 
     async def key(self, kid: str) -> EllipticCurvePublicKey | None:
-        """Return the key of that id, or None if the gateway has none such (or cannot be reached)."""
+        """Return the key of that id, or None if the gateway has none such.
+
+        Raises Unavailable if it is not known and the gateway could not be asked.
+        """
         if kid not in self._keys:
             async with self._fetching:
                 if kid not in self._keys and time.monotonic() - self._fetched_at > REFETCH_S:
                     await self._fetch()
-        return self._keys.get(kid)
+        key = self._keys.get(kid)
+        if key is None and not self._is_up_to_date:
+            raise Unavailable("who asks cannot be verified now", retry_after_s=REFETCH_S)
+        return key
 
     async def _fetch(self) -> None:
         self._fetched_at = time.monotonic()
+        self._is_up_to_date = False
         try:
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
                 answer = await client.get(self._url)
                 answer.raise_for_status()
                 self._keys = public_keys(answer.json())
-        except (httpx2.HTTPError, ValueError) as error:
+                self._is_up_to_date = True
+        except (httpx2.HTTPError, jwt.PyJWTError, ValueError) as error:
             log.warning("the gateway's keys could not be fetched", error=repr(error))
 
 

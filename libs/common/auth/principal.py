@@ -64,7 +64,7 @@ class KeySource(Protocol):
     """Finds the gateway's public keys."""
 
     async def key(self, kid: str) -> EllipticCurvePublicKey | None:
-        """Return the key of that id, or None if there is none such (now)."""
+        """Return the key of that id, or None if there is none such. May raise Unavailable."""
         ...
 
 
@@ -109,7 +109,10 @@ class PrincipalVerifier:
         self._verified: dict[str, tuple[float, Principal]] = {}
 
     async def verify(self, token: str) -> Principal:
-        """Return the principal a token stands for. Raises Unauthenticated, whatever is wrong."""
+        """Return the principal a token stands for.
+
+        Raises Unauthenticated, whatever is wrong; Unavailable if that cannot be found out now.
+        """
         known = self._verified.get(token)
         now = self._wall()
         if known is not None:

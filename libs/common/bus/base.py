@@ -39,6 +39,8 @@ class Subscription:
     `batch` is how many messages a handler is given at once at most; a batch that fails for a
     reason of its own is split, so that only the guilty message suffers.
     `attempts` is how often a message that fails is tried before it becomes a dead letter.
+    `on_gap` is called when a replica may have missed messages of a per-replica subscription (the
+    way to the bus was interrupted), once it hears again.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subscription:
     sharded: bool = False
     batch: int = 1
     attempts: int = 5
+    on_gap: Callable[[], None] | None = None
 
 
 class Outbox(Protocol):

@@ -5,12 +5,18 @@ acknowledgement means the same as on RabbitMQ. The outbox *is* the log here: an 
 a transaction is appended by it. Appends are serialised (see `bus.append`), so that reading
 "position > mine" skips nothing. Subscribers in this process are woken at once; a tick is the net
 for what other processes append.
+
+What everyone has read is dropped, a partition at a time. What waits to be tried again lies in a
+table beside the log; so do the dead letters, until an operator puts them back or removes them.
+What all of it may take on disk is bounded: at the bound `publish` refuses, so that devices are
+pushed back before the disk is full, and nothing is dropped. The outbox goes on: those who empty the
+log must be able to say what follows from it.
 """
 
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeAlias
@@ -26,6 +32,7 @@ from libs.common.bus.outcome import Outcome, is_transient, outcome_of
 from libs.common.clock import Clock
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
+from libs.common.tasks import is_own_cancellation
 
 LOST = (
     OSError,  # TimeoutError is one
@@ -51,8 +58,18 @@ READ = """
 """
 """The head and the rows of one snapshot: fewer rows than asked for means all up to the head is read."""
 
-SPAN = 8192
-"""Positions in one partition of the log."""
+MEASURE = """
+    SELECT (SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint
+            FROM pg_inherits WHERE inhparent = 'bus.log'::regclass) AS log_bytes,
+           pg_total_relation_size('bus.retries') AS retries_bytes,
+           pg_total_relation_size('bus.dead_letters') AS dead_letters_bytes
+"""
+
+MAX_BYTES = 4 * 1024**3
+PARTITION_BYTES = 64 * 1024**2
+"""At which a partition of the log ends, if it has not ended by its number of messages before."""
+NEARLY_FULL = 0.8
+"""The part of the bound from which on the log says who is behind."""
 
 READ_AT_ONCE = 256
 TELEMETRY_AT_ONCE = 64
@@ -70,7 +87,25 @@ PUBLISH_S = 10.0
 CLOSE_S = 5.0
 CHECK_S = 3.0
 
+_PREFIX = "bus."
+"""Of the tasks' names."""
+
 _Publishing: TypeAlias = "tuple[Sequence[Message], asyncio.Future[None]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the bus has on disk. The bytes are the tables', with what is free in them."""
+
+    log_bytes: int = 0
+    retries_bytes: int = 0
+    dead_letters_bytes: int = 0
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    """How many there are of each subscription, of those too that are no more."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.log_bytes + self.retries_bytes + self.dead_letters_bytes
 
 
 @dataclass(slots=True)
@@ -96,26 +131,49 @@ class LocalBus(Bus):
     """The log, read and written as role `bus_rw`.
 
     `forget_others` at `start` gives up the offsets of subscriptions that no longer exist in the
-    code; only the process that runs all services may ask for it.
+    code; only the process that runs all services may ask for it. `max_bytes` is what the log, the
+    messages to be tried again and the dead letters may take on disk together (about: it is measured
+    every 10 s) before `publish` raises Unavailable.
     """
 
-    def __init__(self, database_url: str, clock: Clock, *, forget_others: bool = False) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        clock: Clock,
+        *,
+        forget_others: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
         self._url = database_url
         self._clock = clock
         self._forget_others = forget_others
+        self.max_bytes = max_bytes
         self._pool: asyncpg.Pool | None = None
         self._subscribers: list[_Subscriber] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: list[_Publishing] = []
         self._appendable = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._head = 0
+        self.kept = Kept()
+        """What was on disk when it was measured last."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `publish` refuses, because too much is kept."""
+        return self.kept.total_bytes >= self.max_bytes
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """Append the messages and return once they are committed. Raises Unavailable after 10 s."""
+        """Append the messages and return once they are committed.
+
+        Raises Unavailable after 10 s, and at once if the log is full.
+        """
         if not messages:
             return
         if self._pool is None or self._stopping.is_set():
             raise Unavailable("the event log is not open", retry_after_s=1)
+        if self.is_full:
+            raise Unavailable("the event log is full", retry_after_s=TRIM_S)
         appended = asyncio.get_running_loop().create_future()
         publishing = (messages, appended)
         self._pending.append(publishing)
@@ -160,10 +218,10 @@ class LocalBus(Bus):
             self._pool.terminate()
             self._pool = None
             raise
-        self._tasks = [asyncio.create_task(self._append_pending(), name="bus.append")]
-        self._tasks += [asyncio.create_task(self._trim(), name="bus.trim")]
-        self._tasks += [
-            asyncio.create_task(self._deliver(s), name=f"bus.{s.name}") for s in self._subscribers
+        self._tasks = [
+            self._begin("append", self._append_pending()),
+            self._begin("trim", self._keep_trimmed()),
+            *[self._begin(s.name, self._deliver(s)) for s in self._subscribers],
         ]
 
     async def stop(self) -> None:
@@ -194,9 +252,13 @@ class LocalBus(Bus):
         self._pool = None
 
     async def check(self) -> None:
-        """Return if the log can be read now."""
+        """Return if the log can be read and written now, and every subscriber is at work."""
         if self._pool is None:
             raise Unavailable("the event log is not open")
+        if ended := [_name(task) for task in self._tasks if task.done()]:
+            raise Unavailable(f"no longer at work on the event log: {', '.join(ended)}")
+        if self.is_full:
+            raise Unavailable("the event log is full")
         try:
             async with asyncio.timeout(CHECK_S):
                 await self._pool.fetchval("SELECT 1")
@@ -212,9 +274,63 @@ class LocalBus(Bus):
         """Return what each subscription went through since the start."""
         return {s.name: s.counts for s in self._subscribers}
 
+    def behind(self) -> dict[str, int]:
+        """Return how many messages, of whatever type, each subscription has not passed yet."""
+        return {s.name: max(0, self._head - s.position) for s in self._subscribers}
+
+    async def trim(self) -> None:
+        """Drop what everyone has read, and measure what is kept. Done by itself every 10 s.
+
+        Whoever reads the log for long, as a backup does, is not waited for: it is dropped later.
+        """
+        assert self._pool is not None
+        for subscriber in self._subscribers:
+            await self._save(subscriber)
+            subscriber.retry_due = True  # an operator may have put dead letters back
+        # What this process's own replicas have not read yet is kept for them too.
+        unread = min((s.position for s in self._subscribers if not s.durable), default=None)
+        await self._pool.execute(
+            "SELECT bus.end_partition($1)", min(PARTITION_BYTES, self.max_bytes // 16)
+        )
+        try:
+            while await self._pool.fetchval("SELECT bus.drop_read($1)", unread):
+                pass
+        except asyncpg.LockNotAvailableError:
+            log.warning("the event log is being read by others, and trimmed later")
+        sizes = await self._pool.fetchrow(MEASURE)
+        dead = await self._pool.fetch(
+            "SELECT subscriber, count(*) FROM bus.dead_letters GROUP BY 1"
+        )
+        assert sizes is not None
+        self.kept = Kept(**sizes, dead_letters={row["subscriber"]: row["count"] for row in dead})
+        if self.kept.total_bytes >= NEARLY_FULL * self.max_bytes:
+            log.error(
+                "the event log is full" if self.is_full else "the event log is nearly full",
+                max_bytes=self.max_bytes,
+                log_bytes=self.kept.log_bytes,
+                dead_letters_bytes=self.kept.dead_letters_bytes,
+                behind={name: count for name, count in self.behind().items() if count},
+            )
+
+    def _begin(self, name: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{_PREFIX}{name}")
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Say so if a task ends that must not; `check` then fails until the next start."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None or not self._stopping.is_set():
+            log.error("no longer at work on the event log", task=_name(task), error=repr(error))
+
     async def _register(self) -> None:
         assert self._pool is not None
-        head = await self._pool.fetchval("SELECT coalesce(max(position), 0) FROM bus.log")
+        # The log may be empty, because all of it was read and dropped.
+        head = await self._pool.fetchval(
+            "SELECT greatest(0, (SELECT max(position) FROM bus.log),"
+            " (SELECT max(position) FROM bus.subscribers))"
+        )
+        self._head = head
         names = [s.name for s in self._subscribers if s.durable]
         if self._forget_others:
             await self._pool.execute("DELETE FROM bus.subscribers WHERE name <> ALL($1)", names)
@@ -252,18 +368,21 @@ class LocalBus(Bus):
         assert self._pool is not None
         error: Exception | None = None
         try:
-            await self._pool.fetchval(
+            head = await self._pool.fetchval(
                 APPEND, *_columns([m for messages, _ in batch for m in messages])
             )
-        except asyncio.CancelledError:
-            _tell(batch, Unavailable("the event log was closed", retry_after_s=1))
-            raise
-        except Exception as caught:  # noqa: BLE001 - whatever it is belongs to those who wait
-            error = caught
-            if is_transient(caught):
+            self._head = max(self._head, head)
+        except (Exception, asyncio.CancelledError) as caught:
+            # Whatever it is belongs to those who wait.
+            if is_own_cancellation(caught):
+                _tell(batch, Unavailable("the event log was closed", retry_after_s=1))
+                raise
+            if isinstance(caught, asyncio.CancelledError) or is_transient(caught):
                 error = Unavailable("the event log cannot be written now", retry_after_s=1)
                 error.__cause__ = caught
-            elif len(batch) > 1:
+            elif len(batch) == 1:
+                error = caught
+            else:
                 # The fault of one of them: each is tried apart, in the same order.
                 for publishing in batch:
                     await self._append([publishing])
@@ -272,20 +391,17 @@ class LocalBus(Bus):
         if error is None:
             self.wake()
 
-    async def _trim(self) -> None:
-        """Make partitions ahead and drop those that everyone has read."""
-        assert self._pool is not None
+    async def _keep_trimmed(self) -> None:
         while not self._stopping.is_set():
             try:
-                for subscriber in self._subscribers:
-                    await self._save(subscriber)
-                # What this process's own replicas have not read yet is kept for them too.
-                unread = [s.position for s in self._subscribers if not s.durable]
-                await self._pool.execute(
-                    "SELECT bus.turn(2, $1, $2)", SPAN, min(unread, default=None)
-                )
+                await self.trim()
             except LOST as error:
                 log.warning("the event log could not be trimmed", error=repr(error))
+            except (Exception, asyncio.CancelledError) as error:
+                # Whatever it is: the next time it may be gone.
+                if is_own_cancellation(error):
+                    raise
+                log.exception("trimming the event log failed")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TRIM_S)
 
@@ -299,8 +415,11 @@ class LocalBus(Bus):
                 wait_s = await self._retry_due(subscriber)
                 read_all = await self._read(subscriber)
                 failures = 0
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 # Only the log itself can fail here: what handlers raise was judged already.
+                # Whatever it is, the subscriber must go on.
+                if is_own_cancellation(error):
+                    raise
                 failures += 1
                 if not is_transient(error):
                     log.exception("reading the event log failed", subscription=subscriber.name)
@@ -325,8 +444,11 @@ class LocalBus(Bus):
             if not await self._handle(subscriber, [m for _, m in chunk]):
                 return True  # stopping: not handled, so not passed
             subscriber.position = chunk[-1][0]
-        if len(messages) < at_once and rows[0]["head"] is not None:
-            subscriber.position = max(subscriber.position, rows[0]["head"])
+        head = rows[0]["head"]
+        if head is not None:
+            self._head = max(self._head, head)
+            if len(messages) < at_once:
+                subscriber.position = max(subscriber.position, head)
         if subscriber.durable and messages:
             await self._save(subscriber)
         return len(messages) < at_once
@@ -335,9 +457,8 @@ class LocalBus(Bus):
         """Bring a batch to its end; False if the bus is stopping before that."""
         pauses = failures = 0
         while True:
-            try:
-                await subscriber.handle(messages)
-            except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            error = await _try(subscriber.handle, messages)
+            if error is not None:
                 outcome = outcome_of(error)
                 if outcome is Outcome.PAUSE:
                     if self._stopping.is_set():
@@ -382,15 +503,12 @@ class LocalBus(Bus):
         )
         for row in rows:
             message = msgspec.msgpack.decode(row["message"], type=Message)
-            try:
-                await subscriber.handle([message])
-            except Exception as error:  # noqa: BLE001 - judged, whatever it is
-                outcome = outcome_of(error)
-                if outcome is not Outcome.DONE:
-                    await self._set_aside(
-                        subscriber, message, error, outcome, attempts=row["attempts"] + 1
-                    )
-                    continue
+            error = await _try(subscriber.handle, [message])
+            if error is not None and (outcome := outcome_of(error)) is not Outcome.DONE:
+                await self._set_aside(
+                    subscriber, message, error, outcome, attempts=row["attempts"] + 1
+                )
+                continue
             await self._pool.execute(
                 "DELETE FROM bus.retries WHERE subscriber = $1 AND id = $2",
                 subscriber.name,
@@ -482,6 +600,22 @@ class LocalBus(Bus):
                 position,
             )
         subscriber.saved = position
+
+
+async def _try(handle: Handle, messages: Sequence[Message]) -> BaseException | None:
+    try:
+        await handle(messages)
+    except asyncio.CancelledError as error:
+        if is_own_cancellation(error):
+            raise
+        return error  # something the handler awaited was cancelled, not we
+    except Exception as error:  # noqa: BLE001 - outcome_of judges it
+        return error
+    return None
+
+
+def _name(task: asyncio.Task[None]) -> str:
+    return task.get_name().removeprefix(_PREFIX)
 
 
 def _tell(batch: Sequence[_Publishing], error: Exception | None) -> None:

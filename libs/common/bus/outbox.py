@@ -35,6 +35,7 @@ from libs.common.bus.rabbit_link import pause_s
 from libs.common.db.engine import Database
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
+from libs.common.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -135,8 +136,7 @@ class Relay:
         self._stopping = True
         self._filled.set()
         await asyncio.wait([self._task], timeout=within_s)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._task = None
 
     async def _run(self) -> None:
@@ -146,7 +146,7 @@ class Relay:
             try:
                 found = await self._publish_next()
                 failures = 0
-            except Exception as error:
+            except Exception as error:  # whatever it is, what lies in the outbox must leave one day
                 failures += 1
                 if isinstance(
                     error, Unavailable | OSError | SQLAlchemyError | asyncpg.InterfaceError

@@ -13,7 +13,7 @@ from libs.common.bus.counts import Counts
 from libs.common.bus.outbox import Relay, TableOutbox
 from libs.common.bus.rabbit_consumer import QueueConsumer
 from libs.common.bus.rabbit_envelope import PERSISTENT, routing_key, to_properties
-from libs.common.bus.rabbit_link import Link, end
+from libs.common.bus.rabbit_link import Link
 from libs.common.bus.rabbit_publisher import Parcel, Publisher
 from libs.common.bus.rabbit_topology import (
     DEAD,
@@ -26,6 +26,7 @@ from libs.common.bus.rabbit_topology import (
 from libs.common.db.engine import Database
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
+from libs.common.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -144,6 +145,8 @@ class RabbitBus(Bus):
         """Return if messages can be published and come in now."""
         if not (self._publisher.is_open and self._in.is_up):
             raise Unavailable("the event bus cannot be reached")
+        if ended := [consumer.name for consumer in self._consumers if consumer.has_ended]:
+            raise Unavailable(f"no longer at work on the event bus: {', '.join(ended)}")
         if not all(consumer.is_open for consumer in self._consumers):
             raise Unavailable("a queue of the event bus cannot be read")
 

@@ -17,6 +17,7 @@ from libs.common.bus.rabbit_envelope import to_message
 from libs.common.bus.rabbit_link import BROKEN, Link, closing_is_an_error, pause_s
 from libs.common.errors import Malformed, Unavailable
 from libs.common.events.base import Message
+from libs.common.tasks import end, is_own_cancellation
 
 log = structlog.get_logger(__name__)
 
@@ -86,8 +87,17 @@ class QueueConsumer:
         self._closer: asyncio.Future[None] | None = None
 
     @property
+    def name(self) -> str:
+        return self._subscription.name
+
+    @property
     def is_open(self) -> bool:
         return self._channel is not None and not self._channel.is_closed
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody takes messages any more, though nobody said `stop`."""
+        return any(task is not None and task.done() for task in (self._keeper, self._worker))
 
     def start(self) -> None:
         """Begin to consume as soon as there is a connection."""
@@ -107,15 +117,15 @@ class QueueConsumer:
         self._arrived.set()
         if self._keeper is None or self._worker is None:
             return
-        self._keeper.cancel()
-        await asyncio.gather(self._keeper, return_exceptions=True)
+        await end(self._keeper)
         channel = self._channel
         if channel is not None and self._consumer_tag is not None:
             with contextlib.suppress(*BROKEN), closing_is_an_error():
                 await channel.basic_cancel(self._consumer_tag, timeout=SETTLE_S)
         await asyncio.wait([self._worker], timeout=within_s)
-        self._worker.cancel()
-        await asyncio.gather(self._worker, return_exceptions=True)
+        await end(self._worker)
+        if self._closer is not None:
+            await asyncio.wait([self._closer], timeout=SETTLE_S)
         if channel is not None:
             # Closed in its turn, so that the acknowledgements before it still leave.
             await _close(channel)
@@ -139,6 +149,9 @@ class QueueConsumer:
         channel.on_consumer_cancel_callbacks.add(on_cancel)
         consuming = await channel.basic_consume(queue, on_delivery)
         self._consumer_tag = consuming.consumer_tag
+        if self._opened.is_set() and self._subscription.on_gap is not None:
+            # A replica's own queue went with its connection, and is another now.
+            self._subscription.on_gap()
         self._opened.set()
         return channel
 
@@ -178,7 +191,8 @@ class QueueConsumer:
             try:
                 await self._bring_to_an_end(batch)
             except Exception:
-                # A fault of ours, not of the handler's. A new channel brings the messages again.
+                # Whatever it is, a fault of ours, not of the handler's, and the queue must go on
+                # being read. A new channel brings the messages again.
                 log.exception("the bus failed", subscription=self._subscription.name)
                 self._close_soon(batch[0].channel)
                 await self._pause(1)
@@ -236,8 +250,7 @@ class QueueConsumer:
         try:
             await self._handle([delivery.message for delivery in batch])
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_own_cancellation(error):
                 raise
             return error  # something the handler awaited was cancelled, not we
         except Exception as error:  # noqa: BLE001 - outcome_of judges it

@@ -11,6 +11,8 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
+from libs.common.tasks import end, is_own_cancellation
+
 log = structlog.get_logger(__name__)
 
 BROKEN = (AMQPError, OSError, TimeoutError, RuntimeError)
@@ -39,8 +41,7 @@ def closing_is_an_error() -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_own_cancellation(error):
             raise
         raise ConnectionAbortedError("the connection to the broker was closed") from error
 
@@ -134,14 +135,3 @@ async def _close(connection: Connection) -> None:
     with contextlib.suppress(*BROKEN), closing_is_an_error():
         async with asyncio.timeout(5):
             await connection.close()
-
-
-async def end(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it has ended.
-
-    Once is not always enough: a cancellation that meets a connection just closing can be taken for
-    that closing, and the task would go on.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=1)

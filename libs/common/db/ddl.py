@@ -79,6 +79,35 @@ def create_mailboxes(schema: str) -> None:
     )
 
 
+def create_idempotency_keys(schema: str) -> None:
+    """Create the table in which a service keeps its answers to requests that carry a key.
+
+    An answer is sealed (see `libs.common.http.idempotency`) and is null only within the transaction
+    that finds it.
+    """
+    script(
+        f"""
+        CREATE TABLE {schema}.idempotency_keys (
+          tenant_id uuid NOT NULL,
+          key bytea NOT NULL,
+          request bytea NOT NULL,
+          answer bytea,
+          created_at timestamptz NOT NULL DEFAULT sec.iiot_now(),
+          PRIMARY KEY (tenant_id, key)
+        );
+        CREATE INDEX idempotency_keys_oldest ON {schema}.idempotency_keys (created_at);
+        """
+    )
+    protect(f"{schema}.idempotency_keys", schema)
+    script(
+        f"""
+        GRANT SELECT (created_at), DELETE ON {schema}.idempotency_keys TO {schema}_engine;
+        REVOKE SELECT ON {schema}.idempotency_keys FROM {OBSERVER};
+        GRANT SELECT (tenant_id, created_at) ON {schema}.idempotency_keys TO {OBSERVER};
+        """  # noqa: S608 - a schema's name, from the code
+    )
+
+
 def lookup_function(function: str, *, reads: str, granted_to: str) -> None:
     """Let a SECURITY DEFINER function look through row-level security, for a tenant not yet known.
 

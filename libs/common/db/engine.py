@@ -8,6 +8,7 @@ a door that forgot to bind must fail loudly in its first test.
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, event
@@ -72,18 +73,18 @@ class Database:
             },
         }
         sqlalchemy_url = url.replace("postgresql://", "postgresql+asyncpg://", 1)
-        if pooled:
-            self.engine: AsyncEngine = create_async_engine(
-                sqlalchemy_url,
-                pool_size=pool_size,
-                max_overflow=pool_size,
-                pool_timeout=10,
-                connect_args=connect_args,
-            )
-        else:
-            self.engine = create_async_engine(
-                sqlalchemy_url, poolclass=NullPool, connect_args=connect_args
-            )
+        pool: dict[str, Any] = (
+            {"pool_size": pool_size, "max_overflow": pool_size, "pool_timeout": 10}
+            if pooled
+            else {"poolclass": NullPool}
+        )
+        self.engine: AsyncEngine = create_async_engine(
+            sqlalchemy_url,
+            # What a statement was given may be a secret, and errors end in logs and dead letters.
+            hide_parameters=True,
+            connect_args=connect_args,
+            **pool,
+        )
         if not across_tenants:
             event.listen(self.engine.sync_engine, "begin", _bind)
 

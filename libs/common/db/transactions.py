@@ -2,37 +2,46 @@
 
 A door asks for a transaction and gets the service's Store. When the block ends, the events it
 emitted are written to the outbox and everything commits together; on an error nothing does.
+
+Work that carries several tenants at once (a batch of telemetry) has JointTransactions.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from opentelemetry.propagate import inject
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from libs.common.bus.base import Outbox
 from libs.common.bus.outcome import is_transient
 from libs.common.db.engine import Database, bound_to
 from libs.common.errors import AppError, Unavailable
-from libs.common.events.base import Event, to_message
+from libs.common.events.base import Event, Message, to_message
+from libs.common.trace import current_traceparent
 
 
-class Store:
+class Emitter:
+    """What a transaction says, each event in the trace of the work that caused it."""
+
+    def __init__(self) -> None:
+        self.emitted: list[Message] = []
+
+    def emit(self, event: Event) -> None:
+        """Say that something happened; it is published if and only if the transaction commits."""
+        self.emitted.append(to_message(event, traceparent=current_traceparent()))
+
+
+class Store(Emitter):
     """What one door may touch within its transaction: the repositories, and the events it says.
 
     Each service derives its own, with its repositories as attributes.
     """
 
     def __init__(self, session: AsyncSession, tenant_id: UUID) -> None:
+        super().__init__()
         self.session = session
         self.tenant_id = tenant_id
-        self.emitted: list[Event] = []
-
-    def emit(self, event: Event) -> None:
-        """Say that something happened; it is published if and only if the transaction commits."""
-        self.emitted.append(event)
 
 
 S = TypeVar("S", bound=Store)
@@ -52,22 +61,21 @@ class Transactions(Generic[S]):
         self._store = store
 
     @asynccontextmanager
-    async def begin(self, tenant_id: UUID) -> AsyncIterator[S]:
+    async def begin(self, tenant_id: UUID, *others: UUID) -> AsyncIterator[S]:
         """Open a transaction for one tenant; commit it, with its events, when the block ends.
 
+        The store is the tenant's. Of the `others` what lies beside it can be reached too.
         Raises Unavailable if the database is away, or goes away meanwhile.
         """
         try:
-            with bound_to((tenant_id,)):
+            with bound_to((tenant_id, *others)):
                 async with self._database.session() as session:
                     store = self._store(session, tenant_id)
                     yield store
                     if store.emitted:
                         await session.flush()
-                        traceparent = current_traceparent()
-                        messages = [to_message(e, traceparent=traceparent) for e in store.emitted]
-                        await self._outbox.write(await session.connection(), messages)
-        except Exception as error:
+                        await self._outbox.write(await session.connection(), store.emitted)
+        except Exception as error:  # looked at; what says nothing of the database goes on as it is
             if isinstance(error, AppError) or not is_transient(error):
                 raise
             raise Unavailable("this cannot be done now", retry_after_s=2) from error
@@ -75,8 +83,35 @@ class Transactions(Generic[S]):
             self._outbox.committed()
 
 
-def current_traceparent() -> str | None:
-    """Return the W3C trace context of the work at hand, if it is traced."""
-    carrier: dict[str, str] = {}
-    inject(carrier)
-    return carrier.get("traceparent")
+class Joint(Emitter):
+    """An open transaction of several tenants. A service derives its own, with what it may do."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__()
+        self.connection = connection
+
+
+J = TypeVar("J", bound=Joint)
+
+
+class JointTransactions(Generic[J]):
+    """Opens transactions for several tenants at once; whoever asks for one names them all."""
+
+    def __init__(
+        self, database: Database, outbox: Outbox, joint: Callable[[AsyncConnection], J]
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._joint = joint
+
+    @asynccontextmanager
+    async def begin(self, tenants: Iterable[UUID]) -> AsyncIterator[J]:
+        """Open a transaction for these tenants; commit it, with its events, when the block ends."""
+        with bound_to(tenants):
+            async with self._database.connection() as connection:
+                joint = self._joint(connection)
+                yield joint
+                if joint.emitted:
+                    await self._outbox.write(connection, joint.emitted)
+        if joint.emitted:
+            self._outbox.committed()

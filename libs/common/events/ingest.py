@@ -28,7 +28,10 @@ class Text(msgspec.Struct, frozen=True, array_like=True):
 class Refused(msgspec.Struct, frozen=True, array_like=True):
     """What could not be stored of an acknowledged message; the writer puts it into quarantine.
 
-    `payload` is the message as it came (or the part that was refused, as JSON).
+    `payload` is the message as it came (or the part that was refused, as JSON), or as much of its
+    beginning as is kept; then `cut_from` is how many bytes it had. `received_at` is the time, in µs
+    since 1970 UTC, of what has no `ts` of its own; None: that of the batch. `channel` is what the
+    message was about: telemetry, alerts or status.
     """
 
     tenant_id: UUID
@@ -37,6 +40,9 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
     detail: str
     metric: str | None
     payload: bytes
+    channel: str = "telemetry"
+    received_at: int | None = None
+    cut_from: int | None = None
 
 
 class TelemetryReceived(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -129,6 +135,18 @@ class DeviceCredentialRotated(Event, frozen=True, kw_only=True):
     type: ClassVar[str] = "device.credential_rotated.v1"
     source: ClassVar[str] = "ingest"
     device_id: UUID
+
+
+class DevicesShutOut(Event, frozen=True, kw_only=True):
+    """No device of the tenant gets in from now on; what they have open is cut.
+
+    Said when ingest has noted it, so that no look-up after this event lets one in. `reason` is
+    suspended or deleted.
+    """
+
+    type: ClassVar[str] = "devices.shut_out.v1"
+    source: ClassVar[str] = "ingest"
+    reason: str
 
 
 class DeviceStatusChanged(Event, frozen=True, kw_only=True):

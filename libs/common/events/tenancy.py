@@ -28,11 +28,20 @@ class TenantUpdated(Event, frozen=True, kw_only=True):
     slug: str
     name: str
     status: str
-    """"active" or "suspended": then nobody gets in, and its devices are cut."""
+    """"active" or "suspended": then nobody gets in.
+
+    Sessions, live connections and devices' connections are cut when this is heard; a process that
+    does not hear it finds it out by itself, of devices within `INGEST_VERIFY_EVERY`.
+    """
 
 
 class TenantDeleted(Event, frozen=True, kw_only=True):
-    """A tenant was removed; whoever keeps anything of it erases that."""
+    """A tenant was removed; whoever keeps anything of it erases that, and hears it twice.
+
+    It is said at once, and again a day later for what was under way the first time. Points lose
+    their names at once and go when they are a day old. What a tenant's end causes (rules deleted,
+    firings over) is not said besides: whoever heard that would keep it.
+    """
 
     type: ClassVar[str] = "tenant.deleted.v1"
     source: ClassVar[str] = "tenancy"

@@ -47,6 +47,8 @@ _TRAILER = b"\xff\xff"
 LOCKED_PAUSE_S = 10.0
 """How long not to ask again for a partition that a reader stood in the way of."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _EPOCH_2000_US = 946_684_800_000_000
 _DAY_US = 86_400_000_000
 
@@ -69,8 +71,12 @@ _INSERT_TEXTS = """
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Numeric points as columns of equal length: `ts` in µs since 1970 UTC, numbers of the historian."""
+    """Numeric points as columns of equal length: numbers of the historian.
 
+    `ts` and `received` in µs since 1970 UTC; points are received just before their batch is closed.
+    """
+
+    received: npt.NDArray[np.int64]
     ts: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     tenants: npt.NDArray[np.int32]
@@ -84,6 +90,7 @@ class Columns:
     def __getitem__(self, part: slice) -> "Columns":
         """Return some of the points."""
         return Columns(
+            self.received[part],
             self.ts[part],
             self.values[part],
             self.tenants[part],
@@ -95,6 +102,10 @@ class Columns:
     def of(batches: Sequence[TelemetryReceived]) -> "Columns":
         """Join the points of several batches, in order."""
         return Columns(
+            np.repeat(
+                np.array([(b.at - _EPOCH) // _MICROSECOND for b in batches], dtype=np.int64),
+                [len(b) for b in batches],
+            ),
             np.frombuffer(b"".join(b.ts for b in batches), dtype="<i8"),
             np.frombuffer(b"".join(b.values for b in batches), dtype="<f8"),
             np.frombuffer(b"".join(b.tenants for b in batches), dtype="<i4"),
@@ -155,13 +166,26 @@ class DayPartitions:
                 return
             self._known.add(day.toordinal())
 
+    async def house_strays(self, connection: Connection, most: int) -> None:
+        """Make up to `most` days for points that lie in no day's partition, and move these there."""
+        rows = await connection.fetch("SELECT historian.stray_days($1)", most)
+        days = [row[0] for row in rows]
+        # One that has strays has no partition, or lost it.
+        self._known -= {day.toordinal() for day in days}
+        await self.ensure(connection, days)
+
     def missing(self, batches: Sequence[TelemetryReceived]) -> list[date]:
-        """Return the days of these batches' points that are not known to have a partition."""
+        """Return the days of these batches' points that are not known to have a partition.
+
+        The newest first, since these are waited for.
+        """
         days = {int(day) for day in np.unique(Columns.of(batches).ts // _DAY_US)}
         days |= {text.ts // _DAY_US for batch in batches for text in batch.texts}
         first = date(1970, 1, 1).toordinal()
         return [
-            date.fromordinal(first + day) for day in sorted(days) if first + day not in self._known
+            date.fromordinal(first + day)
+            for day in sorted(days, reverse=True)
+            if first + day not in self._known
         ]
 
 
@@ -284,4 +308,4 @@ def _as_copy(columns: Columns) -> bytes:
 
 def as_datetime(us: int) -> datetime:
     """Return µs since 1970 UTC as an aware datetime, exactly."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    return _EPOCH + us * _MICROSECOND

@@ -47,6 +47,11 @@ def declared_permission(route: BaseRoute | RouteContext) -> str | None:
     return " ".join(dict.fromkeys(_permissions(dependant))) or None
 
 
+def asks_permission(dependant: Dependant) -> bool:
+    """Whether a dependency, or one that it depends on, asks for a permission."""
+    return any(True for _ in _permissions(dependant))
+
+
 def _permissions(dependant: Dependant) -> Iterator[str]:
     permission = getattr(dependant.call, "permission", None)
     if isinstance(permission, str) and permission:

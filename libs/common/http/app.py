@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Lifespan
 from libs.common.http.access import Operation, check_access, operations_of, public
 from libs.common.http.doorway import Doorway
 from libs.common.http.health import Check, Health
+from libs.common.http.idempotency import check_repeats
 from libs.common.http.metrics import Metrics
 from libs.common.http.problems import (
     MEDIA_TYPE,
@@ -34,8 +35,9 @@ class DuplicateOperation(Exception):
 
 
 class ServiceApp(FastAPI):
-    """A FastAPI app that will not serve an operation of undeclared access."""
+    """A FastAPI app that will not serve an operation of undeclared access, or one unsafe to repeat."""
 
+    service: str
     metrics: Metrics
     health: Health
     templates: dict[int, str]
@@ -47,9 +49,10 @@ class ServiceApp(FastAPI):
         return super().build_middleware_stack()
 
     def inspect_routes(self) -> list[Operation]:
-        """Return all operations. Raises UndeclaredAccess and DuplicateOperation."""
+        """Return all operations. Raises UndeclaredAccess, UnsafeRepeat and DuplicateOperation."""
         operations = operations_of(self.routes)
         check_access(operations)
+        check_repeats(operations)
         seen: dict[str, str] = {}
         for operation in operations:
             name = str(getattr(operation.route, "operation_id", None) or operation.name)
@@ -92,7 +95,8 @@ def create_app(
     (a route may set its own with `max_body_size=`), strict JSON, `/health/live`, `/health/ready`
     (the `checks`, and those added to `app.health` later), `/metrics`, `/openapi.json`.
     `metrics` is given where several services share one registry.
-    Raises UndeclaredAccess if an operation neither depends on a permission nor is `@public`, and
+    Raises UndeclaredAccess if an operation neither depends on a permission nor is `@public`,
+    UnsafeRepeat if one creates and neither takes an Idempotency-Key nor is `@repeatable`, and
     DuplicateOperation if two have the same function name.
     """
     app = ServiceApp(
@@ -105,11 +109,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Metrics, logs and traces are our own (Doorway). FastAPI's would look into the environment
+        # for providers at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         generate_unique_id_function=_operation_id,
         responses={
             "default": {"description": "Any error", "content": {MEDIA_TYPE: PROBLEM_SCHEMA}}
         },
     )
+    app.service = service
     app.metrics = metrics or Metrics()
     app.health = Health()
     app.templates = {}
@@ -168,5 +176,11 @@ def _describe_access(document: dict[str, Any], operations: Sequence[Operation]) 
                 described["security"] = []
     if guarded:
         components.setdefault("securitySchemes", {}).setdefault(
-            "bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            "bearer",
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": "The `access_token` that `POST /api/v1/auth/login` answers with.",
+            },
         )

@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 from libs.common.auth.permission import principal
 from libs.common.auth.principal import Principal
 from libs.common.db.transactions import Store
+from libs.common.http.idempotency import claim_key
 
 
 def present_time(request: Request) -> datetime:
@@ -31,6 +32,10 @@ Now = Annotated[datetime, Depends(present_time)]
 async def transaction(
     request: Request, who: Annotated[Principal, Depends(principal)]
 ) -> AsyncIterator[Store]:
-    """Open the request's transaction for the caller's tenant; it commits when the route returns."""
+    """Open the request's transaction for the caller's tenant; it commits when the route returns.
+
+    If the request has an Idempotency-Key, it is claimed first.
+    """
     async with request.app.state.transactions.begin(who.tenant_id) as store:
+        await claim_key(request, store)
         yield store

@@ -26,6 +26,9 @@ ROUTE = "iiot.route"
 CLIENT_GONE = 499
 """The status under which a request is counted that the client did not wait for."""
 
+_LOGGED_PATH = 512
+"""Of a longer path the beginning is logged."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 _log = log.logger(__name__)
@@ -98,8 +101,10 @@ class Doorway:
         except asyncio.CancelledError:
             status = status or CLIENT_GONE
             raise
-        except Exception:
-            _log.exception("request broke", method=scope["method"], path=scope["path"])
+        except (
+            Exception
+        ):  # whatever a route raises: the client gets a problem, and the log the rest
+            _log.exception("request broke", method=scope["method"], path=_shown(scope["path"]))
             if status:
                 # The head is out: only a broken connection can tell the client now.
                 raise
@@ -114,7 +119,7 @@ class Doorway:
             _log.info(
                 "request",
                 method=scope["method"],
-                path=scope["path"],
+                path=_shown(scope["path"]),
                 route=route,
                 status=status,
                 duration_ms=round(duration_s * 1000, 2),
@@ -126,6 +131,10 @@ class Doorway:
             return named
         route = scope.get("route") or scope.get("endpoint")
         return self._templates.get(id(route), "unmatched")
+
+
+def _shown(path: str) -> str:
+    return path if len(path) <= _LOGGED_PATH else path[:_LOGGED_PATH] + "…"
 
 
 def _read_headers(scope: Scope) -> tuple[str, str, str, int | None, bool]:

@@ -43,13 +43,26 @@ class Health:
         self._timeout_s = timeout_s
         self._checks: dict[str, Check] = {}
         self._abandoned: set[asyncio.Task[CheckResult]] = set()
+        self._asking: asyncio.Task[Report] | None = None
 
     def add(self, name: str, check: Check) -> None:
         """Let readiness depend on this check too."""
         self._checks[name] = check
 
     async def ready(self) -> Report:
-        """Ask every check and return what they said; never raises, never takes much longer than 2 s."""
+        """Ask every check and return what they said; never raises, never takes much longer than 2 s.
+
+        Whoever asks meanwhile gets the same answer: anybody may ask, and each check costs something.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="health.ready")
+            self._asking.add_done_callback(self._answered)
+        return await asyncio.shield(self._asking)
+
+    def _answered(self, _task: asyncio.Task[Report]) -> None:
+        self._asking = None
+
+    async def _ask(self) -> Report:
         tasks = {
             name: asyncio.create_task(_run(name, check)) for name, check in self._checks.items()
         }

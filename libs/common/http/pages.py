@@ -3,12 +3,13 @@
 import base64
 import binascii
 import hashlib
+from datetime import datetime
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from fastapi import Depends, Query
 
-from libs.common.errors import Malformed
+from libs.common.errors import FieldError, Malformed
 from libs.common.http.schemas import Out
 
 DEFAULT_LIMIT = 50
@@ -54,7 +55,8 @@ Cursor = Annotated[str | None, Depends(_cursor)]
 def encode_cursor(position: msgspec.Struct) -> str:
     """Return the place in a list as text without meaning for the client.
 
-    It is not secret and not signed: what it may lead to is decided by who asks.
+    It is not secret and not signed: what it may lead to is decided by who asks. A position is flat,
+    its times have a zone.
     """
     packed = msgspec.msgpack.encode(position)
     digest = _digest(type(position), packed)
@@ -64,7 +66,8 @@ def encode_cursor(position: msgspec.Struct) -> str:
 def decode_cursor(cursor: str, position: type[Position]) -> Position:
     """Return the place that the cursor stands for.
 
-    Raises Malformed if it was changed, belongs to another list, or is of another version.
+    Raises Malformed if it was changed, belongs to another list, or is of another version; and if
+    somebody made it himself, of what no row can have and the database would not take.
     """
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), b"-_", validate=True)  # fmt: skip
@@ -77,9 +80,26 @@ def decode_cursor(cursor: str, position: type[Position]) -> Position:
     if raw[:1] != bytes([_VERSION]) or digest != _digest(position, packed):
         raise _bad_cursor()
     try:
-        return msgspec.msgpack.decode(packed, type=position)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+        place = msgspec.msgpack.decode(packed, type=position)
+        again = msgspec.msgpack.encode(place)
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
         raise _bad_cursor() from None
+    # Of the ways to write the same, ours is one: times in UTC, no field beside those there are.
+    if again != packed or not all(map(_is_of_a_row, msgspec.structs.astuple(place))):
+        raise _bad_cursor()
+    return place
+
+
+def _is_of_a_row(value: object) -> bool:
+    match value:
+        case str():
+            return "\0" not in value
+        case int():
+            return -(2**63) <= value < 2**63
+        case datetime():
+            return value.tzinfo is not None
+        case _:
+            return True
 
 
 def _digest(position: type[msgspec.Struct], packed: bytes) -> bytes:
@@ -89,4 +109,5 @@ def _digest(position: type[msgspec.Struct], packed: bytes) -> bytes:
 
 
 def _bad_cursor() -> Malformed:
-    return Malformed("The cursor is not one of this list; begin without one.")
+    reason = "The cursor is not one of this list; begin without one."
+    return Malformed(reason, errors=[FieldError("?cursor", reason)])

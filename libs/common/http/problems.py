@@ -100,7 +100,8 @@ def problem_response(error: AppError, request_id: str | None) -> Response:
 
 
 async def send_problem(scope: Scope, receive: Receive, send: Send, error: AppError) -> None:
-    """Answer a request with this error, for raw ASGI apps."""
+    """Answer a request, or a WebSocket's handshake, with this error, for raw ASGI apps."""
+    # Starlette speaks the handshake's own dialect by itself, from the scope's type.
     await problem_response(error, scope.get(REQUEST_ID))(scope, receive, send)
 
 

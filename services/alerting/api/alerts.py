@@ -12,6 +12,7 @@ from pydantic import Field
 from libs.common.auth.principal import Principal
 from libs.common.errors import Conflict, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -33,7 +34,7 @@ from services.alerting.store.alerts import AlertFilter
 from services.alerting.usecases import alerts as usecases
 from services.alerting.usecases.alerts import Act
 
-router = APIRouter(prefix="/api/v1/alerts", tags=["alerts"])
+router = APIRouter(prefix="/api/v1/alerts", tags=["alerts"], route_class=IdempotentRoute)
 
 Text = Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")]
 

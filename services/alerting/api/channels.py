@@ -13,6 +13,7 @@ from pydantic import Field
 from libs.common.auth.principal import Principal
 from libs.common.errors import Conflict, Invalid, Malformed, NotFound
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -31,7 +32,11 @@ from services.alerting.domain.outcome import Delivered
 from services.alerting.usecases import channels as usecases
 from services.alerting.usecases.channels import Wish
 
-router = APIRouter(prefix="/api/v1/notification-channels", tags=["notification channels"])
+router = APIRouter(
+    prefix="/api/v1/notification-channels",
+    tags=["notification channels"],
+    route_class=IdempotentRoute,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from libs.common.errors import Conflict
 from libs.common.severity import Severity
-from services.alerting.domain.trigger import SourceKind, Trigger
+from services.alerting.domain.trigger import FiringRecord, SourceKind, Trigger
 
 
 class State(StrEnum):
@@ -73,6 +73,15 @@ class Alert:
     @property
     def is_open(self) -> bool:
         return self.state is not State.RESOLVED
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a trigger meets: the alert that is open, what is known of its firing, of its device."""
+
+    present: Alert | None
+    record: FiringRecord | None
+    device_is_gone: bool
 
 
 def open_alert(trigger: Trigger, *, alert_id: UUID, tenant_id: UUID) -> Alert:

@@ -1,7 +1,7 @@
 """What raises and ends alerts, whoever said it: rules, models, the devices themselves."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID, uuid5
@@ -12,6 +12,8 @@ from libs.common.events.rules import RuleCleared, RuleTriggered
 from libs.common.severity import Severity
 
 MOST_TITLE = 200
+MOST_DEVICE_ALARMS = 20
+"""Open at once of one device's own: it chooses their keys. What comes beyond is one alert."""
 
 _SCORES = ((0.95, Severity.CRITICAL), (0.85, Severity.HIGH), (0.7, Severity.MEDIUM))
 
@@ -162,6 +164,26 @@ def trigger_of_device(event: DeviceAlertReported) -> Trigger:
         device_id=event.device_id,
         firing=Firing(uuid5(event.device_id, key), recurs=True),
     )
+
+
+def too_many_alarms(trigger: Trigger) -> Trigger:
+    """Return what a device's alarm becomes once too many of the device are open.
+
+    All such are one alert. It counts them, shows the newest, is as severe as the worst, and stays
+    open until somebody resolves it: which of them are over is not kept.
+    """
+    return replace(
+        trigger,
+        dedup_key=too_many_key(trigger.source_id),
+        title="Too many alarms from one device",
+        message=f"more than {MOST_DEVICE_ALARMS} are open; the latest: {trigger.message}",
+        firing=None,
+    )
+
+
+def too_many_key(device_id: UUID) -> str:
+    """Return the key of the one alert for the alarms of a device that has too many open."""
+    return f"device-alarms:{device_id}"
 
 
 def clearing_of_device(event: DeviceAlertReported) -> Clearing:

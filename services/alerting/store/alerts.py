@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from libs.common.errors import NotFound
 from libs.common.severity import Severity
-from services.alerting.domain.alert import Alert, HistoryLine, How, Note, State, What
-from services.alerting.domain.trigger import SourceKind
+from services.alerting.domain.alert import Alert, HistoryLine, How, Note, Standing, State, What
+from services.alerting.domain.trigger import FiringRecord, SourceKind, Trigger, too_many_key
 from services.alerting.store.tables import AlertRow, HistoryRow, NameRow, NoteRow
 
 _Device = aliased(NameRow)
@@ -21,6 +21,39 @@ _Resolver = aliased(NameRow)
 
 _Query = Select[AlertRow, str | None, str | None, str | None]
 """An alert with the names of its device, of who acknowledged and of who resolved it."""
+
+_STANDING = text(
+    """
+    WITH present AS (
+      SELECT * FROM alerting.alerts
+      WHERE tenant_id = :tenant_id AND dedup_key = :key AND state <> 'resolved' FOR UPDATE
+    )
+    SELECT present.*, f.id AS firing_id, f.alert_id AS fired_into, f.triggered_at, f.cleared_at,
+      n.gone
+    FROM (SELECT) AS one
+    LEFT JOIN present ON true
+    LEFT JOIN alerting.firings f ON f.tenant_id = :tenant_id AND f.id = :firing_id
+    LEFT JOIN alerting.names n ON n.tenant_id = :tenant_id AND n.id = :device_id
+    """
+)
+
+_COLUMNS = [column.name for column in AlertRow.__table__.columns]
+_CHANGING = [name for name in _COLUMNS if name not in {"tenant_id", "id"}]
+_LINE = """
+    INSERT INTO alerting.alert_history (tenant_id, alert_id, what, at, state, severity, by, detail)
+    VALUES (:tenant_id, :id, :line_what, :line_at, :line_state, :line_severity, :line_by, :line_detail)
+"""
+_INSERT = (
+    f"INSERT INTO alerting.alerts ({', '.join(_COLUMNS)})"  # noqa: S608 - put together from the table's columns
+    f" VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"
+)
+_UPDATE = (
+    f"UPDATE alerting.alerts SET {', '.join(f'{name} = :{name}' for name in _CHANGING)}"  # noqa: S608 - as above
+    " WHERE tenant_id = :tenant_id AND id = :id"
+)
+_ADD = text(f"WITH added AS ({_INSERT}) {_LINE}")
+_CHANGE = text(_UPDATE)
+_CHANGE_AND_TELL = text(f"WITH changed AS ({_UPDATE}) {_LINE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +72,32 @@ class Alerts:
         self._session = session
         self._tenant_id = tenant_id
 
-    async def add(self, alert: Alert) -> None:
-        """Keep a new alert. Fails if one with the same key is open: see Firings.take_turn."""
-        self._session.add(AlertRow(tenant_id=self._tenant_id, id=alert.id, **_values_of(alert)))
-        await self._session.flush()
+    async def standing(self, trigger: Trigger) -> Standing:
+        """Return what a trigger meets; the alert that is open is locked until the transaction ends."""
+        found = await self._session.execute(
+            _STANDING,
+            {
+                "tenant_id": self._tenant_id,
+                "key": trigger.dedup_key,
+                "firing_id": trigger.firing.id if trigger.firing else None,
+                "device_id": trigger.device_id,
+            },
+        )
+        row = found.mappings().one()
+        record = present = None
+        if row["firing_id"] is not None:
+            record = FiringRecord(
+                alert_id=row["fired_into"],
+                triggered_at=row["triggered_at"],
+                cleared_at=row["cleared_at"],
+            )
+        if row["id"] is not None:
+            present = _to_alert(AlertRow(**{name: row[name] for name in _COLUMNS}))
+        return Standing(present, record, device_is_gone=bool(row["gone"]))
+
+    async def add(self, alert: Alert, line: HistoryLine) -> None:
+        """Keep a new alert and the beginning of its history. Fails if one with its key is open: see Firings.take_turn."""
+        await self._session.execute(_ADD, {**_values_of(alert), **_line_of(line)})
 
     async def get(self, alert_id: UUID, *, lock: bool = False) -> Alert:
         """Return an alert, locked until the transaction ends if asked. Raises NotFound."""
@@ -68,6 +123,17 @@ class Alerts:
         )
         return list(await self._session.scalars(query.order_by(AlertRow.dedup_key)))
 
+    async def count_open_alarms(self, device_id: UUID) -> int:
+        """Return how many alerts are open that the device itself raised, each for one alarm."""
+        query = select(func.count()).where(
+            AlertRow.tenant_id == self._tenant_id,
+            AlertRow.device_id == device_id,
+            AlertRow.source_kind == SourceKind.DEVICE.value,
+            AlertRow.dedup_key != too_many_key(device_id),
+            AlertRow.state != State.RESOLVED.value,
+        )
+        return await self._session.scalar(query) or 0
+
     async def page(
         self, limit: int, before: tuple[datetime, UUID] | None, wanted: AlertFilter
     ) -> list[Alert]:
@@ -86,30 +152,13 @@ class Alerts:
             query = query.where(AlertRow.device_id == wanted.device_id)
         return [_to_alert(*row) for row in await self._session.execute(query)]
 
-    async def update(self, alert: Alert) -> None:
-        """Save an alert that was locked before."""
-        await self._session.execute(
-            update(AlertRow)
-            .where(AlertRow.tenant_id == self._tenant_id, AlertRow.id == alert.id)
-            .values(**_values_of(alert))
-            .execution_options(synchronize_session=False)
-        )
-
-    async def write_history(self, alert_id: UUID, line: HistoryLine) -> None:
-        """Add a line to an alert's history."""
-        self._session.add(
-            HistoryRow(
-                tenant_id=self._tenant_id,
-                alert_id=alert_id,
-                what=line.what.value,
-                at=line.at,
-                state=line.state.value,
-                severity=line.severity.value,
-                by=line.by,
-                detail=line.detail,
-            )
-        )
-        await self._session.flush()
+    async def update(self, alert: Alert, line: HistoryLine | None = None) -> None:
+        """Save an alert that was locked before, with a line of its history if there is one."""
+        if line is None:
+            await self._session.execute(_CHANGE, _values_of(alert))
+        else:
+            values = {**_values_of(alert), **_line_of(line)}
+            await self._session.execute(_CHANGE_AND_TELL, values)
 
     async def history(self, alert_id: UUID, limit: int, after: int) -> list[HistoryLine]:
         """Return up to `limit` lines, oldest first, after the place `after` (0: from the start)."""
@@ -198,8 +247,21 @@ def _named(
     return and_(names.tenant_id == tenant_id, names.id == owner)
 
 
+def _line_of(line: HistoryLine) -> dict[str, object]:
+    return {
+        "line_what": line.what.value,
+        "line_at": line.at,
+        "line_state": line.state.value,
+        "line_severity": line.severity.value,
+        "line_by": line.by,
+        "line_detail": line.detail,
+    }
+
+
 def _values_of(alert: Alert) -> dict[str, object]:
     return {
+        "tenant_id": alert.tenant_id,
+        "id": alert.id,
         "dedup_key": alert.dedup_key,
         "title": alert.title,
         "message": alert.message,
@@ -224,7 +286,10 @@ def _values_of(alert: Alert) -> dict[str, object]:
 
 
 def _to_alert(
-    row: AlertRow, device_name: str | None, acknowledger: str | None, resolver: str | None
+    row: AlertRow,
+    device_name: str | None = None,
+    acknowledger: str | None = None,
+    resolver: str | None = None,
 ) -> Alert:
     return Alert(
         id=row.id,

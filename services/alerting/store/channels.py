@@ -18,6 +18,7 @@ class Channels:
     def __init__(self, session: AsyncSession, tenant_id: UUID) -> None:
         self._session = session
         self._tenant_id = tenant_id
+        self._enabled: list[Channel] | None = None
 
     async def add(self, channel: Channel) -> None:
         """Keep a new channel. Raises Conflict if the tenant has one of that name."""
@@ -42,11 +43,13 @@ class Channels:
             return None
 
     async def enabled(self) -> list[Channel]:
-        """Return the channels that are switched on."""
-        query = select(ChannelRow).where(
-            ChannelRow.tenant_id == self._tenant_id, ChannelRow.enabled
-        )
-        return [_to_channel(row) for row in await self._session.scalars(query)]
+        """Return the channels that are switched on, read once in this transaction."""
+        if self._enabled is None:
+            query = select(ChannelRow).where(
+                ChannelRow.tenant_id == self._tenant_id, ChannelRow.enabled
+            )
+            self._enabled = [_to_channel(row) for row in await self._session.scalars(query)]
+        return self._enabled
 
     async def page(self, limit: int, after: tuple[str, UUID] | None) -> list[Channel]:
         """Return up to `limit` channels by name, after the given (name, id)."""

@@ -39,16 +39,6 @@ class Names:
         )
         return name
 
-    async def is_gone(self, owner: UUID) -> bool:
-        """Whether we heard that whose name it is is no more."""
-        return bool(
-            await self._session.scalar(
-                select(NameRow.gone).where(
-                    NameRow.tenant_id == self._tenant_id, NameRow.id == owner
-                )
-            )
-        )
-
     async def _say(
         self, kind: Kind, owner: UUID, name: str | None, at: datetime, *, gone: bool
     ) -> None:

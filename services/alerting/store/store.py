@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.bus.base import Outbox
@@ -15,7 +14,6 @@ from services.alerting.store.channels import Channels
 from services.alerting.store.firings import Firings
 from services.alerting.store.names import Names
 from services.alerting.store.notifications import Notifications
-from services.alerting.store.tables import AlertRow, ChannelRow, FiringRow, NameRow
 
 
 class AlertingStore(Store):
@@ -29,11 +27,6 @@ class AlertingStore(Store):
         self.names = Names(session, tenant_id)
         self.notifications = Notifications(session, tenant_id)
 
-    async def erase(self) -> None:
-        """Remove all that is kept of the tenant; what hangs on its alerts goes with them."""
-        for table in (ChannelRow, FiringRow, AlertRow, NameRow):
-            await self.session.execute(delete(table).where(table.tenant_id == self.tenant_id))
-
 
 class AlertingTransactions(Transactions[AlertingStore]):
     """Opens alerting's transactions; calls `on_due` after one that made a notification due."""
@@ -43,9 +36,9 @@ class AlertingTransactions(Transactions[AlertingStore]):
         self.on_due: Callable[[], None] = _nobody_waits
 
     @asynccontextmanager
-    async def begin(self, tenant_id: UUID) -> AsyncIterator[AlertingStore]:
+    async def begin(self, tenant_id: UUID, *others: UUID) -> AsyncIterator[AlertingStore]:
         """Open a transaction for one tenant; commit it, with its events, when the block ends."""
-        async with super().begin(tenant_id) as store:
+        async with super().begin(tenant_id, *others) as store:
             yield store
         if store.notifications.has_due:
             self.on_due()

@@ -16,7 +16,15 @@ from libs.common.events.alerting import (
 from services.alerting.domain import alert as decide
 from services.alerting.domain.alert import Alert, HistoryLine, How, Note, What
 from services.alerting.domain.notice import NoticeKind
-from services.alerting.domain.trigger import Clearing, Trigger, is_known, is_over
+from services.alerting.domain.trigger import (
+    MOST_DEVICE_ALARMS,
+    Clearing,
+    SourceKind,
+    Trigger,
+    is_known,
+    is_over,
+    too_many_alarms,
+)
 from services.alerting.store.store import AlertingStore
 
 
@@ -37,21 +45,28 @@ class Act:
 async def raise_alert(store: AlertingStore, trigger: Trigger, *, alert_id: UUID) -> None:
     """Open an alert of this id, or fold the trigger into the one that is open.
 
-    What was over before we heard of it leaves an alert that is resolved, and tells nobody.
+    What was over before we heard of it leaves an alert that is resolved, and tells nobody. A
+    device's own alarm, when too many of it are open, goes into one alert for all of these.
     """
-    await store.firings.take_turn(trigger.dedup_key)
-    record = await store.firings.find(trigger.firing.id) if trigger.firing else None
-    if is_known(trigger, record):
+    await store.firings.take_turn()
+    standing = await store.alerts.standing(trigger)
+    if is_known(trigger, standing.record):
         return
-    present = await store.alerts.find_open(trigger.dedup_key)
-    if present is not None:
-        await _fold(store, present, trigger)
+    if (
+        standing.present is None
+        and trigger.source_kind is SourceKind.DEVICE
+        and not is_over(trigger, standing.record)
+        and await store.alerts.count_open_alarms(trigger.source_id) >= MOST_DEVICE_ALARMS
+    ):
+        trigger = too_many_alarms(trigger)
+        standing = await store.alerts.standing(trigger)
+    if standing.present is not None:
+        await _fold(store, standing.present, trigger)
         return
     opened = decide.open_alert(trigger, alert_id=alert_id, tenant_id=store.tenant_id)
-    await store.alerts.add(opened)
+    await store.alerts.add(opened, _line(opened, What.OPENED, at=trigger.at, detail=opened.message))
     if trigger.firing is not None:
         await store.firings.note_trigger(trigger.firing, opened.id, trigger.at)
-    await _write(store, opened, What.OPENED, at=trigger.at, detail=opened.message)
     store.emit(
         AlertOpened(
             tenant_id=store.tenant_id,
@@ -67,9 +82,9 @@ async def raise_alert(store: AlertingStore, trigger: Trigger, *, alert_id: UUID)
             value=opened.value,
         )
     )
-    if is_over(trigger, record):
+    if is_over(trigger, standing.record):
         await _close(store, opened, How.CLEARED, at=trigger.at, detail="over before it was heard")
-    elif opened.device_id is not None and await store.names.is_gone(opened.device_id):
+    elif standing.device_is_gone:
         await _close(store, opened, How.DEVICE_DELETED, at=trigger.at)
     else:
         await _tell_of_opening(store, opened)
@@ -80,10 +95,9 @@ async def clear(store: AlertingStore, clearing: Clearing) -> None:
 
     A firing not heard of yet is remembered, so that its alert will not stay open for ever.
     """
-    await store.firings.take_turn(clearing.dedup_key)
-    await store.firings.note_clearing(clearing.firing, clearing.at)
-    record = await store.firings.find(clearing.firing.id)
-    if record is None or record.alert_id is None:
+    await store.firings.take_turn()
+    record = await store.firings.note_clearing(clearing.firing, clearing.at)
+    if record.alert_id is None:
         return
     alert = await store.alerts.get(record.alert_id, lock=True)
     if alert.is_open and not await store.firings.is_any_on(alert.id):
@@ -92,8 +106,8 @@ async def clear(store: AlertingStore, clearing: Clearing) -> None:
 
 async def close_all_of_device(store: AlertingStore, device_id: UUID, *, at: datetime) -> None:
     """Close whatever is open about a device that is no more."""
+    await store.firings.take_turn()
     for key in await store.alerts.open_keys_of_device(device_id):
-        await store.firings.take_turn(key)
         alert = await store.alerts.find_open(key)
         if alert is not None:
             await store.firings.clear_all_of(alert.id, at)
@@ -105,8 +119,8 @@ async def acknowledge(store: AlertingStore, alert_id: UUID, act: Act) -> Alert:
     alert = await _seen(store, alert_id, act)
     changed = decide.acknowledge(alert, by=act.by, at=act.at)
     if changed is not alert:
-        await store.alerts.update(changed)
-        await _write(store, changed, What.ACKNOWLEDGED, at=act.at, by=act.by, detail=act.note)
+        line = _line(changed, What.ACKNOWLEDGED, at=act.at, by=act.by, detail=act.note)
+        await store.alerts.update(changed, line)
         store.emit(
             AlertAcknowledged(tenant_id=store.tenant_id, at=act.at, alert_id=alert_id, by=act.by)
         )
@@ -119,10 +133,8 @@ async def investigate(store: AlertingStore, alert_id: UUID, act: Act) -> Alert:
     alert = await _seen(store, alert_id, act)
     changed = decide.investigate(alert, by=act.by, at=act.at)
     if changed is not alert:
-        await store.alerts.update(changed)
-        await _write(
-            store, changed, What.INVESTIGATION_STARTED, at=act.at, by=act.by, detail=act.note
-        )
+        line = _line(changed, What.INVESTIGATION_STARTED, at=act.at, by=act.by, detail=act.note)
+        await store.alerts.update(changed, line)
         store.emit(
             AlertInvestigationStarted(
                 tenant_id=store.tenant_id, at=act.at, alert_id=alert_id, by=act.by
@@ -148,12 +160,13 @@ async def add_note(store: AlertingStore, alert_id: UUID, act: Act) -> None:
 
 async def _fold(store: AlertingStore, present: Alert, trigger: Trigger) -> None:
     folded = decide.fold(present, trigger)
-    await store.alerts.update(folded)
+    is_worse = folded.severity is not present.severity
+    line = _line(folded, What.SEVERITY_RAISED, at=trigger.at, detail=folded.message)
+    await store.alerts.update(folded, line if is_worse else None)
     if trigger.firing is not None:
         await store.firings.note_trigger(trigger.firing, folded.id, trigger.at)
-    if folded.severity is present.severity:
+    if not is_worse:
         return
-    await _write(store, folded, What.SEVERITY_RAISED, at=trigger.at, detail=folded.message)
     store.emit(
         AlertSeverityRaised(
             tenant_id=store.tenant_id,
@@ -182,8 +195,8 @@ async def _close(
     detail: str = "",
 ) -> None:
     closed = decide.resolve(alert, how=how, by=by, at=at)
-    await store.alerts.update(closed)
-    await _write(store, closed, What.RESOLVED, at=at, by=by, detail=detail or how.value)
+    line = _line(closed, What.RESOLVED, at=at, by=by, detail=detail or how.value)
+    await store.alerts.update(closed, line)
     store.emit(
         AlertResolved(tenant_id=store.tenant_id, at=at, alert_id=alert.id, how=how.value, by=by)
     )
@@ -212,18 +225,9 @@ async def _note(store: AlertingStore, alert_id: UUID, act: Act) -> None:
     )
 
 
-async def _write(
-    store: AlertingStore,
-    alert: Alert,
-    what: What,
-    *,
-    at: datetime,
-    detail: str,
-    by: UUID | None = None,
-) -> None:
-    await store.alerts.write_history(
-        alert.id,
-        HistoryLine(
-            what=what, at=at, state=alert.state, severity=alert.severity, by=by, detail=detail
-        ),
+def _line(
+    alert: Alert, what: What, *, at: datetime, detail: str, by: UUID | None = None
+) -> HistoryLine:
+    return HistoryLine(
+        what=what, at=at, state=alert.state, severity=alert.severity, by=by, detail=detail
     )

@@ -91,12 +91,13 @@ class Remote:
         if wait_s > 0:
             raise self._away(wait_s)
         has_begun = False
+        body = _Body(scope, receive)
         try:
             async with self._session.request(
                 scope["method"],
                 self._url(scope),
                 headers=_headers(scope),
-                data=await _body(scope, receive),
+                data=await body.data(),
                 skip_auto_headers=_TYPE_IF_MISSING if _has_no_type(scope) else None,
                 allow_redirects=False,
             ) as answer:
@@ -105,18 +106,21 @@ class Remote:
                 await _send_on(answer, send)
         except _ClientGone:
             return
-        except aiohttp.ClientConnectionError as error:
+        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+            if isinstance(body.error, _ClientGone):
+                return
+            if has_begun:
+                raise
+            if body.error is not None:
+                # The client broke the request off. The service did nothing wrong.
+                raise body.error from None
             self._breaker.failed(time.monotonic())
-            if has_begun:
-                raise
+            if isinstance(error, aiohttp.SocketTimeoutError):
+                raise Unavailable(
+                    f"the service {self._name} takes too long; what was asked may still be done",
+                    retry_after_s=5,
+                ) from error
             raise self._away(1) from error
-        except TimeoutError as error:
-            if has_begun:
-                raise
-            raise Unavailable(
-                f"the service {self._name} takes too long; what was asked may still be done",
-                retry_after_s=5,
-            ) from error
 
     def _url(self, scope: Scope) -> URL:
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
@@ -232,27 +236,46 @@ def _headers(scope: Scope) -> CIMultiDict[str]:
     return headers
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes | AsyncIterator[bytes] | None:
-    """Return the body: whole if it came in one piece, else as it comes."""
-    if not any(name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]):
-        return None
-    first = await receive()
-    if first["type"] != "http.request":
-        raise _ClientGone
-    if not first.get("more_body", False):
-        return bytes(first.get("body", b""))
-    return _rest(first, receive)
+class _Body:
+    """A request's body on its way to a service, and what ailed it.
 
+    What is raised while it is sent the client library reports as a broken connection, as if the
+    service were at fault.
+    """
 
-async def _rest(message: Message, receive: Receive) -> AsyncIterator[bytes]:
-    while True:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._is_there = any(
+            name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
+        )
+        self._receive = receive
+        self.error: Exception | None = None
+
+    async def data(self) -> bytes | AsyncIterator[bytes] | None:
+        """Return the body: whole if it came in one piece, else as it comes."""
+        if not self._is_there:
+            return None
+        first = await self._next()
+        if not first.get("more_body", False):
+            return bytes(first.get("body", b""))
+        return self._pieces(first)
+
+    async def _pieces(self, message: Message) -> AsyncIterator[bytes]:
+        while True:
+            if message.get("body"):
+                yield message["body"]
+            if not message.get("more_body", False):
+                return
+            try:
+                message = await self._next()
+            except Exception as error:
+                self.error = error
+                raise
+
+    async def _next(self) -> Message:
+        message = await self._receive()
         if message["type"] != "http.request":
             raise _ClientGone
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body", False):
-            return
-        message = await receive()
+        return message
 
 
 async def _send_on(answer: aiohttp.ClientResponse, send: Send) -> None:

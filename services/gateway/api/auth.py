@@ -7,8 +7,10 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, SecretStr
 
-from libs.common.errors import Forbidden, TooManyRequests, Unauthenticated, Unavailable
+from libs.common.email import normalise_email
+from libs.common.errors import Forbidden, Invalid, TooManyRequests, Unauthenticated, Unavailable
 from libs.common.http.access import public
+from libs.common.http.idempotency import repeatable
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
 from services.gateway.adapters.limits import Limiter
@@ -28,7 +30,14 @@ class Login(Body):
 
     email: Annotated[str, Field(min_length=1, max_length=1000, examples=["ann@plant.example"])]
     password: Annotated[SecretStr, Field(min_length=1, max_length=1024)]
-    tenant: Annotated[str | None, Field(max_length=64, description="The short name of the tenant to enter. Absent: the one the user has been in for longest.")] = None  # fmt: skip
+    tenant: Annotated[str | None, Field(max_length=64, description="The short name of the tenant to enter. Absent: the one that invited the user first.")] = None  # fmt: skip
+
+
+class Acceptance(Body):
+    """What an invitation is accepted with."""
+
+    token: Annotated[SecretStr, Field(min_length=1, max_length=256)]
+    password: Annotated[SecretStr, Field(min_length=1, max_length=1024, description="For a new account the one you choose: 12 characters at least. Else the one you have.")]  # fmt: skip
 
 
 class Refresh(Body):
@@ -59,11 +68,12 @@ class TokensOut(Out):
 
 
 class MembershipOut(Out):
-    """A tenant the user may enter."""
+    """A tenant the user may enter, and what it calls them."""
 
     tenant_id: UUID
     tenant_slug: str
     tenant_name: str
+    name: str
     roles: Sequence[str]
 
 
@@ -95,18 +105,27 @@ async def log_in(
     body: Login, sessions: AllSessions, request: Request, response: Response
 ) -> TokensOut:
     """Open a session with an email address and a password."""
-    # The account is named by a hash: addresses of people do not belong into Redis.
-    account = hash_secret(body.email.strip().casefold()).hex()[:32]
-    limiter: Limiter = request.app.state.limiter
-    limit: Limit = request.app.state.login_limit
-    standing = await limiter.hit(limit, f"{request.state.address}:{account}")
-    if not standing.is_allowed:
-        raise TooManyRequests(
-            "too many attempts to log in to this account", retry_after_s=standing.reset_s
-        )
-    for name, value in standing.headers():
-        response.headers[name.decode()] = value.decode()
+    await _count_attempt(request, response, _known_as(body.email))
     return _out(await sessions.log_in(body.email, body.password.get_secret_value(), body.tenant))
+
+
+@router.post(
+    "/invitations/accept",
+    responses=problems(Unauthenticated, Invalid, TooManyRequests, Unavailable),
+    max_body_size=8192,
+)
+@public("the invitation is the credential")
+async def accept_invitation(
+    body: Acceptance, sessions: AllSessions, request: Request, response: Response
+) -> TokensOut:
+    """Join the tenant that invited you, and open a session there.
+
+    If you have no account yet, the password becomes yours; else it is the one you have.
+    """
+    token = body.token.get_secret_value()
+    # Attempts at a password count the same by whichever way they are made.
+    await _count_attempt(request, response, await sessions.invited_email(token) or token)
+    return _out(await sessions.accept_invitation(token, body.password.get_secret_value()))
 
 
 @router.post(
@@ -142,12 +161,13 @@ async def switch_tenant(body: Switch, caller: IsLoggedIn, sessions: AllSessions)
 async def get_me(caller: IsLoggedIn, accounts: AllAccounts) -> MeOut:
     """Return who is logged in."""
     account = await accounts.get(caller.access.user_id)
-    if account is None:
-        raise Unauthenticated("the user may not log in any more")
+    membership = account.membership_in(caller.access.tenant_id) if account else None
+    if account is None or membership is None:
+        raise Unauthenticated("the user may not enter this tenant any more")
     return MeOut(
         user_id=account.user_id,
         email=account.email,
-        name=account.name,
+        name=membership.name,
         platform_admin=account.is_platform_admin,
         tenant_id=caller.access.tenant_id,
         session_id=caller.access.session_id,
@@ -157,10 +177,34 @@ async def get_me(caller: IsLoggedIn, accounts: AllAccounts) -> MeOut:
 
 
 @router.post("/ws-ticket", status_code=201, responses=problems(Unauthenticated), max_body_size=8192)
+@repeatable("a ticket that nobody uses is void after half a minute")
 async def issue_ticket(caller: IsLoggedIn, sessions: AllSessions) -> TicketOut:
     """Get a ticket for one live connection: `/api/v1/ws?ticket=…`, once."""
     ticket = await sessions.issue_ticket(caller.access)
     return TicketOut(ticket=ticket, expires_in=int(sessions.lifetimes.ticket.total_seconds()))
+
+
+async def _count_attempt(request: Request, response: Response, account: str) -> None:
+    """Count an attempt at an account from the client's address. Raises TooManyRequests."""
+    limiter: Limiter = request.app.state.limiter
+    limit: Limit = request.app.state.login_limit
+    # The account is named by a hash: addresses of people do not belong into Redis.
+    key = f"{request.state.address}:{hash_secret(account).hex()[:32]}"
+    standing = await limiter.hit(limit, key)
+    if not standing.is_allowed:
+        raise TooManyRequests(
+            "too many attempts to log in to this account", retry_after_s=standing.reset_s
+        )
+    for name, value in standing.headers():
+        response.headers[name.decode()] = value.decode()
+
+
+def _known_as(email: str) -> str:
+    """Return the spelling by which tenancy looks the account up; what is no address has none."""
+    try:
+        return normalise_email(email)
+    except Invalid:
+        return email
 
 
 def _out(tokens: Tokens) -> TokensOut:

@@ -1,10 +1,11 @@
-"""The console: a built web application, served as files."""
+"""The console: a built web application, served as files; and what stands in where there is none."""
 
 import os
 from pathlib import Path
 
+from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -16,6 +17,23 @@ _CSP = (
     "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _NOT_OURS = ("api/", "internal/", "health/", ".well-known/")
+
+no_console = APIRouter(include_in_schema=False)
+"""Where the console's addresses lead in an installation without one: to the page of the API."""
+
+
+@no_console.get("/")
+@public("an address")
+async def find_page() -> Response:
+    """Lead to the page that shows the API."""
+    return RedirectResponse("/api/v1/docs")
+
+
+@no_console.get("/alerts/{alert_id}")
+@public("an address; the alert is not looked up")
+async def find_alert(alert_id: str) -> Response:
+    """Lead to where one asks for an alert: mails and webhooks link here."""
+    return RedirectResponse("/api/v1/docs#/alerts/get_alert")
 
 
 class Console(StaticFiles):

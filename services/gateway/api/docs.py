@@ -18,6 +18,7 @@ _ASSETS = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
     "start.js": "text/javascript",
+    "page.css": "text/css",
 }
 # The page runs scripts of our own alone. Swagger UI sets styles as it draws, and draws its icons
 # from data: addresses.
@@ -34,6 +35,7 @@ _PAGE = """<!doctype html>
 <title>INSA IIoT Platform: API</title>
 <link rel="icon" href="/api/v1/docs/favicon.png">
 <link rel="stylesheet" href="/api/v1/docs/swagger-ui.css">
+<link rel="stylesheet" href="/api/v1/docs/page.css">
 </head>
 <body>
 <div id="api"></div>
@@ -53,6 +55,14 @@ _START = b"""SwaggerUIBundle({
   validatorUrl: null,
 });
 """
+# There is one server, and it is this one: nothing to choose.
+_STYLE = b"""body { margin: 0; background: #fafafa; }
+.swagger-ui .wrapper { max-width: 1120px; }
+.swagger-ui .info { margin: 32px 0 20px; }
+.swagger-ui .scheme-container { margin-bottom: 16px; padding: 12px 0; }
+.swagger-ui .servers-title, .swagger-ui .servers { display: none; }
+"""
+_OWN = {"start.js": _START, "page.css": _STYLE}
 
 
 @router.get("/.well-known/jwks.json")
@@ -91,12 +101,13 @@ async def find_docs() -> Response:
 @public("files of the page, the same for everyone")
 async def get_docs_asset(
     asset: Annotated[
-        Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png", "start.js"], Path()
+        Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png", "start.js", "page.css"],
+        Path(),
     ],
 ) -> Response:
-    """Return a file of the page. They come from a package that carries Swagger UI whole."""
-    if asset == "start.js":
-        return Response(_START, media_type=_ASSETS[asset], headers=_KEPT)
+    """Return a file of the page. Swagger UI's own come from a package that carries it whole."""
+    if asset in _OWN:
+        return Response(_OWN[asset], media_type=_ASSETS[asset], headers=_KEPT)
     try:
         content = (files("fastapi_offline") / "static" / asset).read_bytes()
     except ModuleNotFoundError:

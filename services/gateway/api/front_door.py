@@ -4,11 +4,14 @@ Raw ASGI. What belongs to a service is handed to it with a principal instead of 
 what is the gateway's own goes on to its routes.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from libs.common.addresses import Network, is_within
+from libs.common.auth.guesses import Guesses
 from libs.common.auth.principal import HEADER
 from libs.common.errors import AppError, Malformed, NotFound, TooManyRequests, Unauthenticated
 from libs.common.http.doorway import ROUTE
@@ -17,7 +20,7 @@ from libs.common.trace import current_traceparent
 from services.gateway.adapters.limits import Limiter
 from services.gateway.adapters.upstreams import Upstreams
 from services.gateway.api.deps import bearer_token
-from services.gateway.domain.address import Network, client_address, is_within
+from services.gateway.domain.address import client_address
 from services.gateway.domain.device_token import is_device_token
 from services.gateway.domain.limit import Limit, Standing
 from services.gateway.domain.routes import API, OWNERS, segment_of
@@ -58,6 +61,8 @@ class Limits:
     of_segment: Mapping[str, Limit]
     device: Limit
     anonymous: Limit
+    live: Limit
+    """Live connections that are opened, from one address."""
 
 
 class FrontDoor:
@@ -71,6 +76,7 @@ class FrontDoor:
         callers: Callers,
         limiter: Limiter,
         limits: Limits,
+        guesses: Guesses,
         trusted_proxies: Sequence[Network],
         metrics_networks: Sequence[Network],
     ) -> None:
@@ -79,15 +85,20 @@ class FrontDoor:
         self._callers = callers
         self._limiter = limiter
         self._limits = limits
+        self._guesses = guesses
         self._trusted_proxies = trusted_proxies
         self._metrics_networks = metrics_networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or let the gateway's own routes do so."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         try:
+            if scope["type"] == "websocket":
+                await self._count(self._limits.live, self._address(scope))
+                await self._app(scope, receive, send)
+                return
             segment = segment_of(scope["path"])
             if segment is not None and segment in OWNERS:
                 await self._forward(segment, scope, receive, send)
@@ -117,18 +128,24 @@ class FrontDoor:
         service = OWNERS[segment]
         scope[ROUTE] = f"{API}{segment}"
         headers, credential = _read(scope["headers"])
+        upstream = self._upstreams[service]
         try:
             token = bearer_token(credential)
             if is_device_token(token):
                 if scope["path"] != f"{API}telemetry" or scope["method"] != "POST":
                     raise Unauthenticated("a device's token is good for sending telemetry alone")
-                standing = await self._count(self._limits.device, hash_secret(token).hex())
+                token_hash, origin = hash_secret(token), self._address(scope)
+                self._check_guess(token_hash, origin)
+                standing = await self._count(self._limits.device, token_hash.hex())
                 headers.append((b"authorization", f"Bearer {token}".encode()))
+                send = self._heeding(send, token_hash, origin)
             else:
                 caller = await self._callers.caller(token)
                 limit = self._limits.of_segment.get(segment, self._limits.user)
                 standing = await self._count(limit, str(caller.access.user_id))
                 headers.append((_PRINCIPAL, caller.principal_token))
+        except _WrongToken:
+            raise
         except Unauthenticated:
             await self._count(self._limits.anonymous, self._address(scope))
             raise
@@ -137,7 +154,31 @@ class FrontDoor:
         if traceparent is not None:
             headers.append((b"traceparent", traceparent.encode()))
         inner = {**scope, "headers": headers}
-        await self._upstreams[service](inner, receive, _with_headers(send, standing))
+        await upstream(inner, receive, _with_headers(send, standing))
+
+    def _check_guess(self, token_hash: bytes, origin: str) -> None:
+        """Refuse a device's token that ingest need not be asked about, or not yet."""
+        now = time.monotonic()
+        if self._guesses.is_refused(token_hash, now):
+            raise _WrongToken("the token is not valid")
+        wait_s = self._guesses.wait_s(token_hash, origin, now)
+        if wait_s > 0:
+            raise TooManyRequests(
+                "too many tokens from this address were not valid", retry_after_s=wait_s
+            )
+
+    def _heeding(self, send: Send, token_hash: bytes, origin: str) -> Send:
+        """Return a `send` that learns from ingest's answer what a device's token is worth."""
+
+        async def send_and_learn(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == Unauthenticated.status:
+                    self._guesses.failed(token_hash, origin, time.monotonic())
+                elif message["status"] < 300:
+                    self._guesses.passed(token_hash)
+            await send(message)
+
+        return send_and_learn
 
     async def _count(self, limit: Limit, key: str) -> Standing:
         standing = await self._limiter.hit(limit, key)
@@ -161,6 +202,10 @@ class FrontDoor:
             name not in {b"x-forwarded-for", b"forwarded"} for name, _ in scope["headers"]
         )
         return is_direct and is_within(peer, self._metrics_networks)
+
+
+class _WrongToken(Unauthenticated):
+    """A device's token that was refused just now; it has been counted."""
 
 
 class LimitReached(TooManyRequests):

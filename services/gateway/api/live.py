@@ -24,9 +24,10 @@ from services.gateway.usecases.sessions import Sessions
 router = APIRouter()
 
 PROTOCOL = "iiot.v1"
-LONGEST_REQUEST = 64 * 1024
 CLOSE_WITHIN_S = 5.0
-TOO_BIG, UNSUPPORTED = 1009, 1003
+LONGEST_REASON = 123
+"""Bytes, by RFC 6455."""
+UNSUPPORTED = 1003
 
 _read_request = msgspec.json.Decoder(Request).decode
 
@@ -49,16 +50,16 @@ async def stream(websocket: WebSocket) -> None:
     live: Live = state.live
     try:
         access = await _access(websocket, offered)
-        connection = await _connect(state.callers, live, access)
+        connection = await _connect(state.callers, access)
+        live.join(connection)
     except AppError as error:
-        await websocket.close(4000 + error.status, error.title)
+        await websocket.close(4000 + error.status, error.detail[:LONGEST_REASON])
         return
-    live.join(connection)
     try:
         # Revoked while we looked?
         if state.callers.is_revoked(access.session_id):
             connection.close(ENDED, "the session has ended")
-        await _converse(websocket, connection, access.expires_at, state.clock)
+        await _converse(websocket, live, connection, access.expires_at, state.clock)
     finally:
         live.leave(connection)
 
@@ -75,19 +76,19 @@ async def _access(websocket: WebSocket, offered: list[str]) -> Access:
     return caller.access
 
 
-async def _connect(callers: Callers, live: Live, access: Access) -> Connection:
+async def _connect(callers: Callers, access: Access) -> Connection:
     principal = await callers.principal_of(access)
     allowed = frozenset(kind for kind, permission in NEEDS.items() if principal.may(permission))
     return Connection(access.tenant_id, access.user_id, access.session_id, allowed)
 
 
 async def _converse(
-    websocket: WebSocket, connection: Connection, until: datetime, clock: Clock
+    websocket: WebSocket, live: Live, connection: Connection, until: datetime, clock: Clock
 ) -> None:
     """Send and receive until one side has enough; then close with the reason."""
     tasks = [
         asyncio.create_task(_send(websocket, connection), name="live.send"),
-        asyncio.create_task(_receive(websocket, connection), name="live.receive"),
+        asyncio.create_task(_receive(websocket, live, connection), name="live.receive"),
         asyncio.create_task(_expire(connection, until, clock), name="live.expire"),
         asyncio.create_task(_until_closed(connection), name="live.closed"),
     ]
@@ -112,7 +113,7 @@ async def _send(websocket: WebSocket, connection: Connection) -> None:
             await websocket.send_text(frame.decode())
 
 
-async def _receive(websocket: WebSocket, connection: Connection) -> None:
+async def _receive(websocket: WebSocket, live: Live, connection: Connection) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
@@ -121,18 +122,15 @@ async def _receive(websocket: WebSocket, connection: Connection) -> None:
         if text is None:
             connection.close(UNSUPPORTED, "send text")
             return
-        if len(text) > LONGEST_REQUEST:
-            connection.close(TOO_BIG, "the message is too long")
-            return
-        connection.offer(_answer(text, connection))
+        connection.offer(_answer(text, live, connection))
 
 
-def _answer(text: str, connection: Connection) -> bytes:
+def _answer(text: str, live: Live, connection: Connection) -> bytes:
     try:
         request = _read_request(text)
     except (msgspec.MsgspecError, UnicodeError) as error:
         return msgspec.json.encode({"type": "error", "detail": str(error)})
-    connection.interest = narrowed(request.subscribe, connection.allowed)
+    live.subscribe(connection, narrowed(request.subscribe, connection.allowed))
     return msgspec.json.encode(
         {
             "type": "subscribed",

@@ -39,13 +39,13 @@ class SecureHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        is_https = scope["scheme"] == "https"
+        is_https = scope["scheme"] in {"https", "wss"}
 
         async def send_secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 headers = [h for h in message.get("headers", ()) if h[0] != b"server"]
                 said = {name for name, _ in headers}
                 headers += _ALWAYS

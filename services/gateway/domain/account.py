@@ -12,6 +12,8 @@ class Membership:
     tenant_id: UUID
     tenant_slug: str
     tenant_name: str
+    name: str
+    """What the tenant calls the user."""
     roles: Sequence[str]
     permissions: frozenset[str]
 
@@ -22,7 +24,6 @@ class Account:
 
     user_id: UUID
     email: str
-    name: str
     is_platform_admin: bool
     memberships: Sequence[Membership]
 
@@ -33,3 +34,12 @@ class Account:
     def membership_called(self, slug: str) -> Membership | None:
         """Return the membership of the tenant with this short name, if there is one."""
         return next((m for m in self.memberships if m.tenant_slug == slug), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """Whom an invitation asks into which tenant."""
+
+    tenant_id: UUID
+    user_id: UUID
+    email: str

@@ -70,12 +70,6 @@ class Interest:
         """Whether it wants to hear of a device."""
         return self.devices is None or device_id in self.devices
 
-    def of(self, points: Sequence[LivePoint]) -> Sequence[LivePoint]:
-        """Return the points it wants."""
-        if self.devices is None:
-            return points
-        return [point for point in points if point.device_id in self.devices]
-
 
 class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a client subscribes to. Absent: everything."""

@@ -6,7 +6,7 @@ from typing import Any
 Document = dict[str, Any]
 """A parsed OpenAPI document; it has no closed shape."""
 
-_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+_METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _SECTIONS = ("schemas", "responses", "parameters", "examples", "requestBodies", "headers", "links")
 
 
@@ -16,7 +16,8 @@ def merge(
     """Return one OpenAPI 3.1 document with the public paths of all services, in the order given.
 
     A component that two services define differently, and an operationId that two use, get the
-    service's name in front, from the second on. Only paths below /api/ are public.
+    service's name in front, from the second on. Only paths below /api/ are public. The first
+    paragraph of an operation's description becomes its summary, in place of its function's name.
     """
     paths: dict[str, Any] = {}
     components: dict[str, dict[str, Any]] = {}
@@ -28,8 +29,11 @@ def merge(
             if not path.startswith("/api/"):
                 continue
             item = _with_refs(described, renamed)
-            for method in _METHODS & item.keys():
-                operation = item[method]
+            for method in _METHODS:
+                operation = item.get(method)
+                if operation is None:
+                    continue
+                _summarise(operation)
                 wanted = operation.get("operationId")
                 if wanted is not None:
                     operation["operationId"] = _unique(wanted, service, operation_ids)
@@ -47,6 +51,14 @@ def merge(
         "paths": paths,
         "components": components,
     }
+
+
+def _summarise(operation: Document) -> None:
+    first, _, rest = operation.pop("description", "").strip().partition("\n\n")
+    if first:
+        operation["summary"] = " ".join(first.split()).removesuffix(".")
+    if rest.strip():
+        operation["description"] = rest.strip()
 
 
 def _unique(name: str, service: str, taken: set[str]) -> str:

@@ -9,14 +9,9 @@ OWNERS: Mapping[str, str] = MappingProxyType(
     {
         "devices": "ingest",
         "telemetry": "ingest",
-        "commands": "ingest",
         "rules": "rules",
         "alerts": "alerting",
         "notification-channels": "alerting",
-        "notifications": "alerting",
-        "escalation-policies": "alerting",
-        "on-call": "alerting",
-        "sla": "alerting",
         "analytics": "analytics",
         "ml": "ml",
         "retention": "retention",
@@ -24,8 +19,6 @@ OWNERS: Mapping[str, str] = MappingProxyType(
         "users": "tenancy",
         "roles": "tenancy",
         "permissions": "tenancy",
-        "api-keys": "tenancy",
-        "audit": "tenancy",
     }
 )
 """The service behind the first segment after /api/v1/."""

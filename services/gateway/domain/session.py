@@ -2,7 +2,9 @@
 
 A refresh token is good for one use. Whoever presents a used one has a copy that another used
 before: one of the two is a thief, and the whole family ends. The immediate predecessor is
-forgiven for ten seconds, because two tabs, or a lost answer, do the same innocently.
+forgiven for ten seconds, because two tabs, or a lost answer, do the same innocently: each time it
+gives another successor. Of those one alone may go on. Tabs keep what came last, and a lost answer
+is never used; so who uses a second one is a thief, or was robbed, and the family ends.
 Source: RFC 9700, section 4.14.2; Auth0's rotation with an overlap of the predecessor alone.
 """
 
@@ -58,10 +60,23 @@ class RefreshToken:
     used_at: datetime | None = None
 
 
-def judge(session: Session, token: RefreshToken, *, successor_used: bool, now: datetime) -> Verdict:
-    """Say what becomes of a token; `successor_used`: whether one that it was exchanged for was used."""
+def judge(
+    session: Session,
+    token: RefreshToken,
+    *,
+    successor_used: bool,
+    sibling_used: bool,
+    now: datetime,
+) -> Verdict:
+    """Say what becomes of a token.
+
+    `successor_used`: whether one that it was exchanged for was used; `sibling_used`: whether
+    another one that its predecessor was exchanged for was.
+    """
     if not session.is_open(now) or now >= token.expires_at:
         return Verdict.REFUSE
+    if sibling_used:
+        return Verdict.REVOKE_FAMILY
     if token.used_at is None:
         return Verdict.ROTATE
     if not successor_used and now - token.used_at <= GRACE:

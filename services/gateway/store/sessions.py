@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.errors import NotFound
@@ -66,6 +66,15 @@ class Sessions:
         )
         return [_to_session(row) for row in ended]
 
+    async def forget_ended(self, before: datetime) -> None:
+        """Remove the sessions that were revoked or expired before, with their tokens and tickets."""
+        await self._session.execute(
+            delete(SessionRow).where(
+                SessionRow.tenant_id == self._tenant_id,
+                func.least(SessionRow.revoked_at, SessionRow.expires_at) < before,
+            )
+        )
+
     async def add_refresh_token(self, token: RefreshToken) -> None:
         """Keep a refresh token."""
         self._session.add(
@@ -103,17 +112,19 @@ class Sessions:
             .values(used_at=at)
         )
 
-    async def is_successor_used(self, token_hash: bytes, session_id: UUID) -> bool:
-        """Whether any token that this one was exchanged for has been used itself."""
-        query = select(
-            exists().where(
-                RefreshTokenRow.tenant_id == self._tenant_id,
-                RefreshTokenRow.session_id == session_id,
-                RefreshTokenRow.parent_hash == token_hash,
-                RefreshTokenRow.used_at.is_not(None),
-            )
+    async def is_successor_used(
+        self, token_hash: bytes, session_id: UUID, *, besides: bytes | None = None
+    ) -> bool:
+        """Whether any token that this one was exchanged for, `besides` one, has been used itself."""
+        used = exists().where(
+            RefreshTokenRow.tenant_id == self._tenant_id,
+            RefreshTokenRow.session_id == session_id,
+            RefreshTokenRow.parent_hash == token_hash,
+            RefreshTokenRow.used_at.is_not(None),
         )
-        return bool(await self._session.scalar(query))
+        if besides is not None:
+            used = used.where(RefreshTokenRow.token_hash != besides)
+        return bool(await self._session.scalar(select(used)))
 
     async def add_ticket(
         self, ticket_hash: bytes, *, session_id: UUID, user_id: UUID, expires_at: datetime

@@ -78,3 +78,8 @@ class Accounts:
         for user_id, (account, _) in list(self._known.items()):
             if account.membership_in(tenant_id) is not None:
                 del self._known[user_id]
+
+    def forget_all(self) -> None:
+        """Believe nothing of anybody any more."""
+        self._generation += 1
+        self._known.clear()

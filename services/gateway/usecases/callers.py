@@ -111,6 +111,12 @@ class Callers:
         for tell in self.on_changed:
             tell(tenant_id, user_id)
 
+    def forget_all(self) -> None:
+        """Look up anew what anybody may do: some changes may not have been told."""
+        self._generation += 1
+        self._accounts.forget_all()
+        self._by_token.clear()
+
     def forget_expired(self) -> None:
         """Drop revocations whose tokens have all expired."""
         now = self._clock.now()

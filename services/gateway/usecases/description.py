@@ -21,7 +21,8 @@ TITLE = "INSA IIoT Platform"
 DESCRIPTION = (
     "Devices, telemetry, rules, alerts and everything around them. Log in at `/api/v1/auth/login` "
     "and send the access token as `Authorization: Bearer …`. Errors are `application/problem+json` "
-    "(RFC 9457). Live updates: WebSocket at `/api/v1/ws`, with a ticket from "
+    "(RFC 9457). A POST that creates takes an `Idempotency-Key` and may then be sent again. "
+    "Live updates: WebSocket at `/api/v1/ws`, with a ticket from "
     "`/api/v1/auth/ws-ticket`."
 )
 

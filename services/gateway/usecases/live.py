@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 import msgspec
 
+from libs.common.errors import TooManyRequests
 from libs.common.events.base import Message
 from libs.common.events.ingest import TelemetryReceived
 from services.gateway.domain.live import (
@@ -69,6 +71,47 @@ class Connection:
         return frame
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Connections that want the same telemetry, and so get the same frames."""
+
+    connections: list[Connection] = field(default_factory=list)
+
+
+class Audience:
+    """A tenant's connections, as far as they want telemetry."""
+
+    def __init__(self, connections: Iterable[Connection]) -> None:
+        groups: dict[frozenset[UUID] | None, Group] = {}
+        for connection in connections:
+            interest = connection.interest
+            if Kind.TELEMETRY in interest.kinds:
+                groups.setdefault(interest.devices, Group()).connections.append(connection)
+        self._of_all = [group for devices, group in groups.items() if devices is None]
+        self._of_device: dict[UUID, list[Group]] = {}
+        for devices, group in groups.items():
+            for device_id in devices or ():
+                self._of_device.setdefault(device_id, []).append(group)
+
+    def __bool__(self) -> bool:
+        return bool(self._of_all or self._of_device)
+
+    def of(self, device_id: UUID) -> list[Group]:
+        """Return who wants a device's points."""
+        return [*self._of_all, *self._of_device.get(device_id, ())]
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How many live connections there may be at this process: of a session, of a user in a tenant,
+    of a tenant.
+    """
+
+    of_session: int
+    of_user: int
+    of_tenant: int
+
+
 class SeriesSource(Protocol):
     """Knows what the historian's numbers stand for."""
 
@@ -80,16 +123,43 @@ class SeriesSource(Protocol):
 class Live:
     """The live connections of this process."""
 
-    def __init__(self, series: SeriesSource) -> None:
+    def __init__(self, series: SeriesSource, most: Most) -> None:
         self._source = series
+        self._most = most
         self._connections: dict[UUID, set[Connection]] = {}
+        self._audiences: dict[UUID, Audience] = {}
+        """By tenant, made when needed; gone when a connection comes, goes or wants something else."""
+        self._listeners: dict[int, list[Group]] = {}
+        """By series: who wants its points. Found when needed, and gone with any audience."""
         self._series: dict[int, Series] = {}
         self._tenants: dict[int, UUID] = {}
         self.sent = 0
 
     def join(self, connection: Connection) -> None:
-        """Let a connection hear of its tenant."""
+        """Let a connection hear of its tenant. Raises TooManyRequests if there are enough."""
+        others = self._connections.get(connection.tenant_id, ())
+        for whose, count, most in (
+            (
+                "session",
+                sum(other.session_id == connection.session_id for other in others),
+                self._most.of_session,
+            ),
+            (
+                "user",
+                sum(other.user_id == connection.user_id for other in others),
+                self._most.of_user,
+            ),
+            ("tenant", len(others), self._most.of_tenant),
+        ):
+            if count >= most:
+                raise TooManyRequests(f"this {whose} has {count} live connections already")
         self._connections.setdefault(connection.tenant_id, set()).add(connection)
+        self._forget_audience(connection.tenant_id)
+
+    def subscribe(self, connection: Connection, interest: Interest) -> None:
+        """Let a connection hear of this, in place of what it heard of before."""
+        connection.interest = interest
+        self._forget_audience(connection.tenant_id)
 
     def leave(self, connection: Connection) -> None:
         """Let it hear no more."""
@@ -97,6 +167,7 @@ class Live:
         neighbours.discard(connection)
         if not neighbours:
             self._connections.pop(connection.tenant_id, None)
+        self._forget_audience(connection.tenant_id)
 
     def count(self) -> int:
         """Return how many are connected."""
@@ -114,6 +185,11 @@ class Live:
             if user_id in (None, connection.user_id):
                 connection.close(ENDED, "your permissions may have changed; connect again")
 
+    def close_interrupted(self) -> None:
+        """Cut everyone: some of what happened did not reach us, so nobody knows the present state."""
+        for connection in self._all():
+            connection.close(TRY_LATER, "updates were missed; connect again and read what is now")
+
     def close_all(self) -> None:
         """Cut everyone: this process ends, another will take them."""
         for connection in self._all():
@@ -124,7 +200,7 @@ class Live:
     async def hear_telemetry(self, messages: Sequence[Message]) -> None:
         """Pass points on to those of their tenants who are connected and want them."""
         for message in messages:
-            if any(Kind.TELEMETRY in c.interest.kinds for c in self._all()):
+            if any(self._audience(tenant_id) for tenant_id in self._connections):
                 await self._pass_on(TelemetryReceived.from_message(message))
 
     def tell(self, tenant_id: UUID, update: DeviceUpdate | AlertUpdate) -> None:
@@ -149,40 +225,50 @@ class Live:
         await self._learn(
             zip(tenants, series, strict=True), ((t.tenant, t.series) for t in batch.texts)
         )
-        points: dict[UUID, list[LivePoint]] = {}
-        known = self._series
+        points: dict[Group, list[LivePoint]] = {}
+        known, listeners = self._series, self._listeners
         for row, number in enumerate(series):
-            which = known.get(number)
-            if which is None or which.tenant_id not in connected:
-                continue
-            value: float | bool = values[row]
-            if which.kind == 1:
-                value = value != 0
-            points.setdefault(which.tenant_id, []).append(
-                LivePoint(which.device_id, which.metric, _moment(ts[row]), value, quality[row])
-            )
+            groups = listeners.get(number)
+            if groups is None:
+                groups = self._find_listeners(number)
+            # Of most points nobody wants to hear: no more is done about those than this look.
+            if groups:
+                which = known[number]
+                value = values[row] if which.kind != 1 else values[row] != 0
+                moment = _moment(ts[row])
+                point = LivePoint(which.device_id, which.metric, moment, value, quality[row])
+                for group in groups:
+                    points.setdefault(group, []).append(point)
         for text in batch.texts:
-            which = known.get(text.series)
-            if which is not None and which.tenant_id in connected:
-                points.setdefault(which.tenant_id, []).append(
-                    LivePoint(
-                        which.device_id, which.metric, _moment(text.ts), text.value, text.quality
-                    )
+            for group in self._find_listeners(text.series):
+                which = known[text.series]
+                moment = _moment(text.ts)
+                points.setdefault(group, []).append(
+                    LivePoint(which.device_id, which.metric, moment, text.value, text.quality)
                 )
-        for tenant_id, theirs in points.items():
-            self._send_points(tenant_id, theirs)
+        for group, theirs in points.items():
+            frame = _encode(TelemetryUpdate(theirs))
+            for connection in group.connections:
+                self._send(connection, frame)
 
-    def _send_points(self, tenant_id: UUID, points: Sequence[LivePoint]) -> None:
-        everything: bytes | None = None
-        for connection in list(self._connections.get(tenant_id, ())):
-            interest = connection.interest
-            if Kind.TELEMETRY not in interest.kinds:
-                continue
-            if interest.devices is None:
-                everything = everything or _encode(TelemetryUpdate(points))
-                self._send(connection, everything)
-            elif wanted := interest.of(points):
-                self._send(connection, _encode(TelemetryUpdate(wanted)))
+    def _find_listeners(self, number: int) -> list[Group]:
+        which = self._series.get(number)
+        if which is None:
+            return []
+        listeners = self._listeners[number] = self._audience(which.tenant_id).of(which.device_id)
+        return listeners
+
+    def _audience(self, tenant_id: UUID) -> Audience:
+        audience = self._audiences.get(tenant_id)
+        if audience is not None:
+            return audience
+        audience = Audience(self._connections.get(tenant_id, ()))
+        self._audiences[tenant_id] = audience
+        return audience
+
+    def _forget_audience(self, tenant_id: UUID) -> None:
+        self._audiences.pop(tenant_id, None)
+        self._listeners.clear()
 
     async def _learn(self, *columns: Iterable[tuple[int, int]]) -> None:
         unknown: dict[int, int] = {
@@ -195,6 +281,7 @@ class Live:
             return
         if len(self._series) > SERIES_REMEMBERED:
             self._series.clear()
+            self._listeners.clear()
         for described in await self._source.describe_series(list(unknown)):
             self._series[described.id] = described
             self._tenants[unknown[described.id]] = described.tenant_id

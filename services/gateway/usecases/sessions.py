@@ -10,7 +10,7 @@ from libs.common.db.transactions import Transactions
 from libs.common.errors import Forbidden, Unauthenticated
 from libs.common.events.gateway import SessionRevoked
 from services.gateway.domain.access_token import Access, sign_access
-from services.gateway.domain.account import Account
+from services.gateway.domain.account import Account, Invited
 from services.gateway.domain.secret import hash_secret, new_refresh_token, new_ticket
 from services.gateway.domain.session import Ended, RefreshToken, Session, Verdict, judge
 from services.gateway.store.lookups import Lookups
@@ -20,11 +20,19 @@ from services.gateway.usecases.callers import Callers
 from services.gateway.usecases.keyring import Keyring
 
 
-class Passwords(Protocol):
-    """Knows who has which password."""
+class Credentials(Protocol):
+    """Knows who has which password, and who was invited."""
 
     async def verify(self, email: str, password: str) -> Account:
         """Return who has this address and password. Raises Unauthenticated, or Unavailable."""
+        ...
+
+    async def invited(self, token: str) -> Invited | None:
+        """Return whom this token invites; None if it is not valid, or no longer. Raises Unavailable."""
+        ...
+
+    async def accept(self, token: str, password: str) -> Invited:
+        """Let the invited user join. Raises Invalid, Unauthenticated, or Unavailable."""
         ...
 
 
@@ -54,7 +62,7 @@ class Sessions:
         self,
         transactions: Transactions[GatewayStore],
         lookups: Lookups,
-        passwords: Passwords,
+        credentials: Credentials,
         accounts: Accounts,
         callers: Callers,
         keyring: Keyring,
@@ -63,7 +71,7 @@ class Sessions:
     ) -> None:
         self._transactions = transactions
         self._lookups = lookups
-        self._passwords = passwords
+        self._credentials = credentials
         self._accounts = accounts
         self._callers = callers
         self._keyring = keyring
@@ -75,7 +83,7 @@ class Sessions:
 
         Raises Unauthenticated in the same words whatever was wrong, the tenant included.
         """
-        account = await self._passwords.verify(email, password)
+        account = await self._credentials.verify(email, password)
         if tenant_slug is not None:
             membership = account.membership_called(tenant_slug)
         else:
@@ -83,6 +91,22 @@ class Sessions:
         if membership is None:
             raise Unauthenticated("the email address or the password is wrong")
         return await self._open(account.user_id, membership.tenant_id)
+
+    async def invited_email(self, token: str) -> str | None:
+        """Return the address of the account that this token invites; None for any other token."""
+        invited = await self._credentials.invited(token)
+        return None if invited is None else invited.email
+
+    async def accept_invitation(self, token: str, password: str) -> Tokens:
+        """Let an invited user join the tenant, and open their first session in it.
+
+        Raises Invalid for a password that no account can have; Unauthenticated if the invitation is
+        not valid, or no longer, or the account has another password.
+        """
+        joined = await self._credentials.accept(token, password)
+        # What is remembered of them is without this tenant. (Other replicas hear of it.)
+        self._accounts.forget(joined.user_id)
+        return await self._open(joined.user_id, joined.tenant_id)
 
     async def switch(self, user_id: UUID, tenant_id: UUID) -> Tokens:
         """Open a session of the same user in another tenant of theirs. Raises Forbidden."""
@@ -95,7 +119,7 @@ class Sessions:
         """Exchange a refresh token for new tokens. Raises Unauthenticated, or Unavailable.
 
         A token that was used before ends its session, unless it is the immediate predecessor and
-        its use was just now.
+        its use was just now. So does the second one to be used of several that were got for one.
         """
         token_hash = hash_secret(token)
         holder = await self._lookups.holder_of_refresh_token(token_hash)
@@ -112,10 +136,15 @@ class Sessions:
             session = await store.sessions.get(holder.session_id)
             presented = await store.sessions.refresh_token(token_hash)
             now = self._clock.now()
+            parent_hash = presented.parent_hash
             verdict = judge(
                 session,
                 presented,
                 successor_used=await store.sessions.is_successor_used(token_hash, session.id),
+                sibling_used=parent_hash is not None
+                and await store.sessions.is_successor_used(
+                    parent_hash, session.id, besides=token_hash
+                ),
                 now=now,
             )
             if verdict is Verdict.ROTATE:

@@ -5,11 +5,12 @@ from typing import Annotated
 from uuid import UUID, uuid4
 
 import msgspec
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from libs.common.errors import Conflict, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -18,7 +19,7 @@ from services.ingest.domain.device import Status
 from services.ingest.domain.token import new_token
 from services.ingest.usecases import devices as usecases
 
-router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
+router = APIRouter(prefix="/api/v1/devices", tags=["devices"], route_class=IdempotentRoute)
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -76,7 +77,7 @@ class _Position(msgspec.Struct):
 
 @router.post("", status_code=201, responses=problems(Conflict))
 async def register_device(
-    body: DeviceIn, who: CanWriteDevices, store: InTransaction, now: Now
+    request: Request, body: DeviceIn, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> RegisteredDevice:
     """Register a device. The answer holds its credentials, which are shown this once."""
     device_id, token = uuid4(), new_token()
@@ -87,6 +88,7 @@ async def register_device(
         name=body.name,
         type=body.type,
         description=body.description,
+        most=request.app.state.settings.devices_per_tenant,
         at=now,
     )
     return RegisteredDevice(

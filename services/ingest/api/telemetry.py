@@ -3,13 +3,14 @@
 import asyncio
 import base64
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from libs.common.errors import (
+    Conflict,
     FieldError,
     Forbidden,
     Invalid,
@@ -31,6 +32,7 @@ from services.ingest.api.deps import (
     MaySend,
     Sender,
 )
+from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Source
 from services.ingest.domain.payload import (
     MOST_READINGS,
@@ -68,12 +70,39 @@ class QuarantinedOut(Out):
     id: UUID
     device_id: UUID
     received_at: datetime
+    """The time of what has no time of its own."""
+    channel: Channel
+    """What the message was about."""
     reason: str
     detail: str
     metric: str | None
+    size: int
+    """How many bytes of the payload are kept."""
+    cut_from: int | None
+    """How many bytes it had, if only its beginning is kept."""
+
+
+class QuarantinedWithPayloadOut(QuarantinedOut):
+    """An entry of the quarantine with what was sent."""
+
     payload: str
     """As it came if it is UTF-8, else in base64."""
-    encoding: str
+    encoding: Literal["utf-8", "base64"]
+
+
+class OverflowOut(Out):
+    """How many entries gave way to newer ones, from when to when."""
+
+    dropped: int
+    since: datetime
+    latest: datetime
+
+
+class QuarantinePage(Page[QuarantinedOut]):
+    """A part of the quarantine."""
+
+    overflow: OverflowOut | None
+    """What is no longer there because the quarantine was full; null if nothing ever was dropped."""
 
 
 class _Position(msgspec.Struct):
@@ -130,6 +159,23 @@ _BODY = {
 }
 
 
+_CORRECTED = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "oneOf": [
+                        {"type": "object", "examples": [{"values": {"temp": 21.5}}]},
+                        {"type": "array", "items": {"type": "object"}, "maxItems": MOST_READINGS},
+                    ]
+                }
+            }
+        },
+    }
+}
+
+
 @router.post(
     "",
     status_code=202,
@@ -151,9 +197,7 @@ async def send_telemetry(request: Request, sender: MaySend, now: Now) -> Accepta
     The answer comes when every point is durable: the good ones on their way to the historian, the
     others in the quarantine, named under `rejected`.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMedia("telemetry is sent as application/json")
+    _check_media_type(request)
     settings = request.app.state.settings
     parsed = parse_json(await request.body())
     readings = parsed if isinstance(parsed, list) else [parsed]
@@ -181,6 +225,12 @@ async def send_telemetry(request: Request, sender: MaySend, now: Now) -> Accepta
             key=lambda refused: refused.index,
         ),
     )
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMedia("telemetry is sent as application/json")
 
 
 def _check_shape(readings: list[Any], is_list: bool) -> None:
@@ -249,34 +299,58 @@ async def list_quarantine(
     limit: Limit,
     cursor: Cursor,
     device_id: Annotated[UUID | None, Query()] = None,
-) -> Page[QuarantinedOut]:
+) -> QuarantinePage:
     """List what was acknowledged and could not be stored, newest first, with the reasons."""
     position = decode_cursor(cursor, _Position) if cursor else None
     before = (position.received_at, position.id) if position else None
     entries = await store.quarantine.page(limit + 1, before, device_id)
     more = len(entries) > limit
-    items = []
-    for entry in entries[:limit]:
-        try:
-            payload, encoding = entry.payload.decode(), "utf-8"
-        except UnicodeDecodeError:
-            payload, encoding = base64.b64encode(entry.payload).decode(), "base64"
-        items.append(
-            QuarantinedOut(
-                id=entry.id,
-                device_id=entry.device_id,
-                received_at=entry.received_at,
-                reason=entry.reason,
-                detail=entry.detail,
-                metric=entry.metric,
-                payload=payload,
-                encoding=encoding,
-            )
-        )
-    return Page(
-        items=items,
-        next_cursor=encode_cursor(_Position(items[-1].received_at, items[-1].id)) if more else None,
+    entries = entries[:limit]
+    overflow = await store.quarantine.overflow()
+    return QuarantinePage(
+        items=[QuarantinedOut.model_validate(entry) for entry in entries],
+        next_cursor=encode_cursor(_Position(entries[-1].received_at, entries[-1].id))
+        if more
+        else None,
+        overflow=OverflowOut.model_validate(overflow) if overflow else None,
     )
+
+
+@router.get("/quarantine/{entry_id}", responses=problems(NotFound))
+async def get_quarantined(
+    entry_id: UUID, who: CanReadTelemetry, store: InTransaction
+) -> QuarantinedWithPayloadOut:
+    """Return one entry with its payload."""
+    entry, kept = await store.quarantine.get(entry_id)
+    try:
+        payload, encoding = kept.decode(), "utf-8"
+    except UnicodeDecodeError:
+        payload, encoding = base64.b64encode(kept).decode(), "base64"
+    shown = QuarantinedOut.model_validate(entry).model_dump()
+    return QuarantinedWithPayloadOut(**shown, payload=payload, encoding=encoding)
+
+
+@router.post(
+    "/quarantine/{entry_id}/replay",
+    status_code=204,
+    openapi_extra=_CORRECTED,
+    responses=problems(
+        Malformed, NotFound, Conflict, TooLarge, UnsupportedMedia, Invalid, Unavailable
+    ),
+)
+async def replay_quarantined(
+    entry_id: UUID, request: Request, who: CanWriteTelemetry, now: Now
+) -> Response:
+    """Take an entry in again, in the device's name; on success the entry is gone.
+
+    Without a body the payload is what it was. With one it is the corrected payload, in whole, as the
+    device would have sent it. All of it is taken or nothing.
+    """
+    corrected = await request.body() or None
+    if corrected is not None:
+        _check_media_type(request)
+    await request.app.state.replays.replay(who.tenant_id, entry_id, corrected, now=now)
+    return Response(status_code=204)
 
 
 @router.delete("/quarantine/{entry_id}", status_code=204, responses=problems(NotFound))

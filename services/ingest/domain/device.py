@@ -39,12 +39,12 @@ class Series:
     kind: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Source:
     """A device that proved who it is, with all that taking a point from it needs.
 
     One object a device and process: `series` grows as metrics are seen, and `is_revoked` turns
-    true when its credential is void.
+    true when it may not go on.
     """
 
     device_id: UUID
@@ -53,6 +53,8 @@ class Source:
     """The historian's number of the tenant."""
     shard: int
     series: dict[str, Series]
+    token_hash: bytes | None = None
+    """Of the token it came in by; None if somebody else speaks in its name."""
     is_revoked: bool = False
 
 

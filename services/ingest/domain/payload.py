@@ -56,6 +56,8 @@ class Refusal:
 class Decoded:
     """What a payload holds."""
 
+    received_at: int
+    """In µs since 1970 UTC."""
     points: list[Point] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
@@ -101,7 +103,7 @@ def decode(payload: bytes, received_at: datetime, window: Window) -> Decoded:
     Raises Malformed if it is not JSON, Invalid if it is JSON of another shape. What is wrong with
     single points is in `refused`.
     """
-    decoded = Decoded()
+    decoded = Decoded(as_us(received_at))
     try:
         # What well-behaved devices send, checked in one go by the parser itself.
         reading = _decode_reading(payload)
@@ -114,7 +116,7 @@ def decode(payload: bytes, received_at: datetime, window: Window) -> Decoded:
 
 def decode_readings(readings: list[Any], received_at: datetime, window: Window) -> Decoded:
     """Read readings that are parsed already, as `decode`; `index` counts within this list."""
-    decoded = Decoded()
+    decoded = Decoded(as_us(received_at))
     for index, reading in enumerate(readings):
         _add_reading(decoded, index, reading, received_at, window)
         decoded.ends.append(len(decoded.points))

@@ -4,7 +4,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from libs.common.errors import FieldError, Invalid, Malformed
+from libs.common.errors import Conflict, FieldError, Invalid, Malformed
 from services.ingest.domain.device import Status
 
 T = TypeVar("T")
@@ -13,6 +13,12 @@ _NO_NUL = r"\A[^\x00]*\Z"
 """No text of PostgreSQL's has U+0000 in it."""
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
+
+
+class TooManyReports(Conflict):
+    """The device has said more than it may."""
+
+    slug = "too_many_reports"
 
 
 class Alarm(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, select, text, tuple_
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,6 +41,11 @@ class Devices:
         await self._session.execute(
             text("SELECT historian.tenant_number(:tenant)"), {"tenant": self._tenant_id}
         )
+
+    async def count(self) -> int:
+        """Return how many devices there are."""
+        query = select(func.count()).where(DeviceRow.tenant_id == self._tenant_id)
+        return await self._session.scalar(query) or 0
 
     async def get(self, device_id: UUID, *, lock: bool = False) -> Device:
         """Return a device, locked until the transaction ends if asked. Raises NotFound."""
@@ -87,14 +92,6 @@ class Devices:
             insert(CredentialRow)
             .values(tenant_id=self._tenant_id, device_id=device_id, **values)
             .on_conflict_do_update(index_elements=["tenant_id", "device_id"], set_=values)
-        )
-
-    async def revoke_token(self, device_id: UUID) -> None:
-        """Void the device's token."""
-        await self._session.execute(
-            delete(CredentialRow).where(
-                CredentialRow.tenant_id == self._tenant_id, CredentialRow.device_id == device_id
-            )
         )
 
     async def source(self, device_id: UUID, shards: int) -> Source:

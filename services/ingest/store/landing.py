@@ -37,13 +37,30 @@ _CLAIM = """
 
 _QUARANTINE = """
     INSERT INTO ingest.quarantine
-      (tenant_id, id, device_id, received_at, reason, detail, metric, payload)
+      (tenant_id, id, device_id, received_at, reason, detail, metric, payload, channel, cut_from)
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::text[],
-                         $6::text[], $7::text[], $8::bytea[])
+                         $6::text[], $7::text[], $8::bytea[], $9::text[], $10::int[])
     ON CONFLICT DO NOTHING
 """
 
+# In one order everywhere, so that two who are at it wait for each other and do not deadlock.
+_TRIM = """
+    SELECT coalesce(sum(ingest.trim_quarantine(tenant, $2, $3)), 0)
+    FROM (SELECT DISTINCT tenant FROM unnest($1::uuid[]) AS t(tenant) ORDER BY tenant) AS refused
+"""
+
 MADE_AHEAD_DAYS = 7
+NEW_DAYS_AT_ONCE = 2
+"""How many days are made while batches wait, 40 ms each; the points of others stray for a while."""
+STRAY_DAYS_AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineQuota:
+    """How much of a tenant's is kept in quarantine; the oldest gives way to what comes."""
+
+    rows: int = 10_000
+    payload_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -53,6 +70,8 @@ class Landed:
     stored: int = 0
     duplicates: int = 0
     quarantined: int = 0
+    displaced: int = 0
+    """Entries of the quarantine that gave way to newer ones."""
     replayed: int = 0
     """Batches that had landed before."""
     rejected: list[Rejected] = field(default_factory=list)
@@ -61,8 +80,9 @@ class Landed:
 class Landing:
     """Writes batches to the historian. Open before use."""
 
-    def __init__(self, url: str, *, pool_size: int = 2) -> None:
+    def __init__(self, url: str, *, quota: QuarantineQuota, pool_size: int = 2) -> None:
         self._url = url
+        self._quota = quota
         self._pool_size = pool_size
         self._pool: asyncpg.Pool | None = None
         self._days = DayPartitions()
@@ -86,15 +106,18 @@ class Landing:
             await self._pool.close()
 
     async def make_days_ahead(self, today: date) -> None:
-        """Make the partitions from yesterday to a week ahead, and learn which there are."""
+        """Learn which partitions there are, and make those from yesterday to a week ahead."""
         assert self._pool is not None
         async with self._pool.acquire() as connection:
-            await connection.execute(
-                "SELECT historian.ensure_days($1, $2)",
-                today - timedelta(days=1),
-                today + timedelta(days=MADE_AHEAD_DAYS),
-            )
             await self._days.learn(connection)
+            ahead = range(-1, MADE_AHEAD_DAYS + 1)
+            await self._days.ensure(connection, [today + timedelta(days=n) for n in ahead])
+
+    async def house_strays(self) -> None:
+        """Make days for points that have none, beside what is being written: up to twenty a call."""
+        assert self._pool is not None
+        async with self._pool.acquire() as connection:
+            await self._days.house_strays(connection, STRAY_DAYS_AT_ONCE)
 
     async def count_strays(self) -> int:
         """Return how many points lie in no day's partition."""
@@ -120,7 +143,7 @@ class Landing:
         assert self._pool is not None
         landed = Landed()
         async with self._pool.acquire() as connection:
-            await self._days.ensure(connection, self._days.missing(batches))
+            await self._days.ensure(connection, self._days.missing(batches)[:NEW_DAYS_AT_ONCE])
             async with connection.transaction():
                 claimed = await connection.fetch(_CLAIM, SUBSCRIPTION, [b.id for b in batches])
                 if len(claimed) < len(batches):
@@ -138,8 +161,12 @@ class Landing:
                 if landed.rejected:
                     refused += await _describe(connection, batches[0], landed.rejected)
                 if refused:
-                    await connection.execute(_QUARANTINE, *_quarantine_columns(refused))
+                    columns = _quarantine_columns(refused)
+                    await connection.execute(_QUARANTINE, *columns)
                     landed.quarantined = len(refused)
+                    landed.displaced = await connection.fetchval(
+                        _TRIM, columns[0], self._quota.rows, self._quota.payload_bytes
+                    )
         return landed
 
 
@@ -157,7 +184,9 @@ async def _describe(
     described = {row["id"]: row for row in rows}
     refused = []
     for number, point in enumerate(rejected, start=1):
-        series = described[point.series]
+        series = described.get(point.series)
+        if series is None:
+            continue  # of a tenant that is no more: there is nobody to keep it for
         payload = {
             "ts": as_datetime(point.ts).isoformat(),
             "values": {series["metric"]: point.value},
@@ -187,11 +216,16 @@ def _quarantine_columns(
         [r.tenant_id for _, _, _, r in refused],
         [uuid5(batch_id, str(number)) for batch_id, _, number, _ in refused],
         [r.device_id for _, _, _, r in refused],
-        [at.astimezone(UTC) for _, at, _, _ in refused],
+        [
+            at.astimezone(UTC) if r.received_at is None else as_datetime(r.received_at)
+            for _, at, _, r in refused
+        ],
         [r.reason for _, _, _, r in refused],
         [_storable(r.detail) for _, _, _, r in refused],
         [None if r.metric is None else _storable(r.metric) for _, _, _, r in refused],
         [r.payload for _, _, _, r in refused],
+        [r.channel for _, _, _, r in refused],
+        [r.cut_from for _, _, _, r in refused],
     ]
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from libs.common.db.transactions import Store
 from services.ingest.store.devices import Devices
 from services.ingest.store.quarantine import Quarantine
+from services.ingest.store.tenants import Tenant
 
 
 class IngestStore(Store):
@@ -16,3 +17,4 @@ class IngestStore(Store):
         super().__init__(session, tenant_id)
         self.devices = Devices(session, tenant_id)
         self.quarantine = Quarantine(session, tenant_id)
+        self.tenant = Tenant(session, tenant_id)

@@ -55,3 +55,26 @@ class QuarantineRow(TenantOwned, IngestRow):
     detail: Mapped[str]
     metric: Mapped[str | None]
     payload: Mapped[bytes] = mapped_column(LargeBinary)
+    channel: Mapped[str]
+    cut_from: Mapped[int | None]
+
+
+class QuarantineOverflowRow(TenantOwned, IngestRow):
+    """How much of a tenant's quarantine gave way to what came later."""
+
+    __tablename__ = "quarantine_overflow"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    dropped: Mapped[int]
+    since: Mapped[datetime]
+    latest: Mapped[datetime]
+
+
+class TenantRow(IngestRow):
+    """A tenant whose status tenancy has spoken of."""
+
+    __tablename__ = "tenants"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    said_at: Mapped[datetime]

@@ -1,6 +1,8 @@
-"""Finding the device behind a token, before its tenant is known."""
+"""Finding the device behind a token, before its tenant is known; and who may go on."""
 
 import json
+from collections.abc import Sequence
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -33,3 +35,22 @@ class Tokens:
             shard=shard_of(found.device_id, self._shards),
             series={metric: Series(number, kind) for metric, (number, kind) in series.items()},
         )
+
+    async def let_in(self, sources: Sequence[Source]) -> set[UUID]:
+        """Return which of the devices may go on.
+
+        They have the token they came in by still, and their tenant is neither suspended nor gone.
+        """
+        async with self._engine.connection() as connection:
+            rows = await connection.execute(
+                text(
+                    "SELECT ingest.devices_let_in(cast(:tenants AS uuid[]),"
+                    " cast(:devices AS uuid[]), cast(:hashes AS bytea[]))"
+                ),
+                {
+                    "tenants": [source.tenant_id for source in sources],
+                    "devices": [source.device_id for source in sources],
+                    "hashes": [source.token_hash for source in sources],
+                },
+            )
+            return set(rows.scalars())

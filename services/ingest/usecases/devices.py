@@ -1,10 +1,10 @@
 """What is done with devices."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
-from libs.common.errors import PreconditionFailed
+from libs.common.errors import Conflict, PreconditionFailed
 from libs.common.events.ingest import (
     DeviceCreated,
     DeviceCredentialRotated,
@@ -13,11 +13,9 @@ from libs.common.events.ingest import (
     DeviceUpdated,
 )
 from services.ingest.domain.device import Device, Status
+from services.ingest.domain.presence import is_overtaken
 from services.ingest.domain.token import hash_token
 from services.ingest.store.store import IngestStore
-
-MOST_OVERTAKEN = timedelta(minutes=5)
-"""A word that is older than the noted one by more than this came from a clock that was set back."""
 
 
 async def register(
@@ -28,9 +26,12 @@ async def register(
     name: str,
     type: str,  # noqa: A002 - the field's own word for what kind of device it is
     description: str,
+    most: int,
     at: datetime,
 ) -> Device:
-    """Register a device with its token. Raises Conflict if the name is taken."""
+    """Register a device with its token. Raises Conflict if the name is taken, or there are `most`."""
+    if await store.devices.count() >= most:
+        raise Conflict(f"a tenant has {most} devices at most")
     device = Device(
         id=device_id,
         tenant_id=store.tenant_id,
@@ -116,7 +117,7 @@ async def note_status(
     by a newer one; then it is not noted.
     """
     device = await store.devices.get(device_id, lock=True)
-    if device.status_at is not None and timedelta() < device.status_at - at < MOST_OVERTAKEN:
+    if is_overtaken(at, device.status_at, at):
         return
     if device.status is status and device.status_reason == reason:
         return

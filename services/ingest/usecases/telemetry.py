@@ -22,8 +22,9 @@ from libs.common.errors import Unavailable
 from libs.common.events.base import Message
 from libs.common.events.ingest import Refused, TelemetryReceived, Text
 from libs.common.historian.point import Kind, Quality
+from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Series, Source
-from services.ingest.domain.payload import Decoded, Point, Refusal
+from services.ingest.domain.payload import Decoded, Point, Refusal, as_us
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,8 @@ class IntakeLimits:
     """With more than this not yet durable, no more is read from devices until half is gone."""
     most_metrics: int = 1_000
     """How many metrics a device may have."""
+    most_refused_bytes: int = 262_144
+    """How much is kept of a message, or a part of one, that is refused."""
 
 
 @dataclass(slots=True)
@@ -177,11 +180,11 @@ class Intake:
         size = len(decoded.points)
         known = source.series
         tenant = source.tenant
-        refusals = decoded.refused
+        refusals = list(decoded.refused)
         for position, (metric, ts, kind, value) in enumerate(decoded.points):
             series = known[metric]
             if series.kind != kind:
-                refusals = [*refusals, _other_kind(decoded, position, series)]
+                refusals.append(_other_kind(decoded, position, series))
             elif kind is Kind.TEXT:
                 batch.texts.append(Text(tenant, series.id, ts, str(value), Quality.GOOD))
                 size += len(str(value)) // POINT_BYTES
@@ -193,20 +196,78 @@ class Intake:
                 batch.quality.append(Quality.GOOD)
         if refusals:
             self.refused_points += len(refusals)
-            for refusal in _gathered(refusals):
-                size += _refuse(batch, source, refusal, msgspec.json.encode(refusal.part))
+            for refusal in _gathered(refusals, decoded.received_at):
+                size += self._refuse(
+                    batch,
+                    source,
+                    refusal,
+                    msgspec.json.encode(refusal.part),
+                    # As it would have been stored: each reading 1 µs after the one before.
+                    received_at=decoded.received_at + refusal.index,
+                )
         self.accepted_points += len(decoded.points)
         self._note_taken(source.shard, batch, size, done)
         return refusals
 
+    def misfits(self, source: Source, decoded: Decoded) -> list[Refusal]:
+        """Return the points that `add` would refuse: their kind is not their series' own."""
+        return [
+            _other_kind(decoded, position, series)
+            for position, point in enumerate(decoded.points)
+            if (series := source.series.get(point.metric)) is not None and series.kind != point.kind
+        ]
+
     def refuse_message(
-        self, source: Source, reason: str, detail: str, payload: bytes, done: Done
+        self,
+        source: Source,
+        reason: str,
+        detail: str,
+        payload: bytes,
+        done: Done,
+        *,
+        received_at: datetime,
+        channel: Channel = Channel.TELEMETRY,
     ) -> None:
         """Put a whole message into quarantine; call `done` when that is durable."""
         batch = self._open[source.shard]
-        size = _refuse(batch, source, Refusal(0, None, reason, detail, None), payload)
+        size = self._refuse(
+            batch,
+            source,
+            Refusal(0, None, reason, detail, None),
+            payload,
+            received_at=as_us(received_at),
+            channel=channel,
+        )
         self.refused_points += 1
         self._note_taken(source.shard, batch, size, done)
+
+    def _refuse(
+        self,
+        batch: _Batch,
+        source: Source,
+        refusal: Refusal,
+        payload: bytes,
+        *,
+        received_at: int,
+        channel: Channel = Channel.TELEMETRY,
+    ) -> int:
+        """Add an entry for the quarantine; return how many points' room it takes."""
+        most = self._limits.most_refused_bytes
+        kept = bytes(payload[:most])
+        batch.refused.append(
+            Refused(
+                source.tenant_id,
+                source.device_id,
+                refusal.reason,
+                refusal.detail[:LONGEST_DETAIL],
+                refusal.metric,
+                kept,
+                channel=channel.value,
+                received_at=received_at,
+                cut_from=len(payload) if len(payload) > most else None,
+            )
+        )
+        return 1 + len(kept) // POINT_BYTES
 
     def _note_taken(self, shard: int, batch: _Batch, size: int, done: Done) -> None:
         batch.done.append(done)
@@ -311,23 +372,11 @@ def _call_all(callbacks: Sequence[Callable[[], None]]) -> None:
             log.exception("a callback of the intake failed")
 
 
-def _refuse(batch: _Batch, source: Source, refusal: Refusal, payload: bytes) -> int:
-    """Add an entry for the quarantine; return how many points' room it takes."""
-    batch.refused.append(
-        Refused(
-            source.tenant_id,
-            source.device_id,
-            refusal.reason,
-            refusal.detail[:LONGEST_DETAIL],
-            refusal.metric,
-            bytes(payload),
-        )
-    )
-    return 1 + len(payload) // POINT_BYTES
+def _gathered(refusals: Sequence[Refusal], received_at: int) -> Sequence[Refusal]:
+    """Return the entries for one message's refusals: if there are many, one for each reason.
 
-
-def _gathered(refusals: Sequence[Refusal]) -> Sequence[Refusal]:
-    """Return the entries for one message's refusals: if there are many, one for each reason."""
+    What shares an entry keeps its own time: a reading without a `ts` gets the one it would have had.
+    """
     if len(refusals) <= MOST_ENTRIES:
         return refusals
     alike: dict[str, list[Refusal]] = {}
@@ -339,10 +388,16 @@ def _gathered(refusals: Sequence[Refusal]) -> Sequence[Refusal]:
             None,
             reason,
             f"{len(group)} in one message, the first: {group[0].detail}",
-            [refusal.part for refusal in group],
+            [_dated(refusal.part, received_at + refusal.index) for refusal in group],
         )
         for reason, group in alike.items()
     ]
+
+
+def _dated(part: object, ts: int) -> object:
+    if isinstance(part, dict) and "values" in part and "ts" not in part:
+        return {"ts": ts / 1000, **part}
+    return part
 
 
 def _close(batch: _Batch, shard: int, at: datetime) -> TelemetryReceived:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from libs.common.errors import Conflict, Invalid, Malformed, NotFound, invalid
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Moment, Out
@@ -20,7 +21,7 @@ from services.ml.domain.robust_zscore import USUAL_THRESHOLD
 from services.ml.usecases import models as usecases
 from services.ml.usecases.models import Judgement, Plan, Span
 
-router = APIRouter(prefix="/api/v1/ml/models", tags=["ml"])
+router = APIRouter(prefix="/api/v1/ml/models", tags=["ml"], route_class=IdempotentRoute)
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(2200, 1, 1, tzinfo=UTC)
@@ -175,6 +176,7 @@ async def create_model(
         body.train.span(now, "#/train"),
         model_id=uuid4(),
         most=request.app.state.settings.training_points,
+        most_models=request.app.state.settings.models_per_tenant,
         now=now,
     )
     return _to_out(model)

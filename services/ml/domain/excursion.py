@@ -29,16 +29,24 @@ class Excursion:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a model has got: the newest point looked at, and the excursion under way."""
+    """How far a model has got: the newest point looked at, and the excursion under way.
 
+    That point counted at `last_at`, and its own time is `last_ts`.
+    """
+
+    last_at: int | None = None
     last_ts: int | None = None
     excursion: Excursion | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Points of one series in the order they came, with their z; `ts` in µs since 1970 UTC."""
+    """Points of one series in the order they came, with their z; times in µs since 1970 UTC.
 
+    Each counts `at` its own time, or when it was received if that was before.
+    """
+
+    at: Sequence[int]
     ts: Sequence[int]
     values: Sequence[float]
     z: Sequence[float]
@@ -52,12 +60,13 @@ def follow(
     A point that is not newer than the newest looked at changes nothing. However the points are
     divided into calls, the excursions come out the same.
     """
-    last_ts, current = state.last_ts, state.excursion
+    last_at, last_ts, current = state.last_at, state.last_ts, state.excursion
     touched: dict[int, Excursion] = {}
-    for ts, value, z in zip(scored.ts, scored.values, scored.z, strict=True):
-        if last_ts is not None and ts <= last_ts:
+    for at, ts, value, z in zip(scored.at, scored.ts, scored.values, scored.z, strict=True):
+        # Several points of a clock that runs ahead may count at one time; their own keeps them apart.
+        if last_at is not None and last_ts is not None and (at, ts) <= (last_at, last_ts):
             continue
-        last_ts = ts
+        last_at, last_ts = at, ts
         is_unusual = z > threshold
         if current is None:
             if not is_unusual:
@@ -74,7 +83,20 @@ def follow(
         touched[current.began_at] = current
         if current.ended_at is not None:
             current = None
-    return State(last_ts, current), list(touched.values())
+    return State(last_at, last_ts, current), list(touched.values())
+
+
+def later(state: State, other: State) -> State:
+    """Return the state, moved on to the newest point that the other one looked at."""
+    if other.last_at is None or other.last_ts is None:
+        return state
+    if (
+        state.last_at is None
+        or state.last_ts is None
+        or (state.last_at, state.last_ts) < (other.last_at, other.last_ts)
+    ):
+        return replace(state, last_at=other.last_at, last_ts=other.last_ts)
+    return state
 
 
 def anomaly_id(model_id: UUID, began_at: int) -> UUID:

@@ -1,18 +1,16 @@
 """The door of telemetry: one transaction for the models concerned, of all tenants of a batch."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from libs.common.bus.base import Outbox
-from libs.common.db.engine import Database, bound_to
-from libs.common.db.transactions import current_traceparent
-from libs.common.events.base import Event, to_message
+from libs.common.db.engine import Database
+from libs.common.db.transactions import Joint, JointTransactions
 from services.ml.domain.excursion import Excursion, State, anomaly_id
 from services.ml.domain.model import Model
 from services.ml.domain.robust_zscore import score_of
@@ -26,7 +24,7 @@ _WANTED = """
 
 _LOCK = text(
     f"""
-    SELECT m.id, m.version, s.last_ts
+    SELECT m.id, m.version, coalesce(s.last_at, s.last_ts) AS last_at, s.last_ts
     FROM {_WANTED}
     JOIN ml.models m ON m.tenant_id = w.tenant_id AND m.id = w.model_id
     JOIN ml.model_state s ON s.tenant_id = w.tenant_id AND s.model_id = w.model_id
@@ -44,9 +42,10 @@ _OPEN = text(
 
 _SAVE_STATES = text(
     """
-    UPDATE ml.model_state s SET last_ts = w.last_ts
-    FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:last_ts AS timestamptz[]))
-      AS w(tenant_id, model_id, last_ts)
+    UPDATE ml.model_state s SET last_at = w.last_at, last_ts = w.last_ts
+    FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:last_at AS timestamptz[]),
+                cast(:last_ts AS timestamptz[]))
+      AS w(tenant_id, model_id, last_at, last_ts)
     WHERE s.tenant_id = w.tenant_id AND s.model_id = w.model_id
     """
 )
@@ -73,16 +72,8 @@ class Progress:
     touched: Sequence[Excursion]
 
 
-class Checkpoint:
+class Checkpoint(Joint):
     """An open transaction of several tenants, in which states are written and events said."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self.emitted: list[Event] = []
-
-    def emit(self, event: Event) -> None:
-        """Say that something happened; it is published if and only if the transaction commits."""
-        self.emitted.append(event)
 
     async def states(self, models: Iterable[Model]) -> dict[UUID, State]:
         """Return how far the models have got, locked; those that have changed are missing."""
@@ -91,54 +82,48 @@ class Checkpoint:
             "tenants": [model.tenant_id for model in wanted.values()],
             "ids": list(wanted),
         }
-        rows = (await self._connection.execute(_LOCK, keys)).all()
+        rows = (await self.connection.execute(_LOCK, keys)).all()
         under_way = {
             row.model_id: Excursion(
                 _as_us(row.ts), row.value, row.z, row.peak_value, row.peak_z, row.points, row.calm
             )
-            for row in await self._connection.execute(_OPEN, keys)
+            for row in await self.connection.execute(_OPEN, keys)
         }
         return {
-            row.id: State(_as_us(row.last_ts) if row.last_ts else None, under_way.get(row.id))
+            row.id: State(
+                _as_us(row.last_at) if row.last_at else None,
+                _as_us(row.last_ts) if row.last_ts else None,
+                under_way.get(row.id),
+            )
             for row in rows
             if row.version == wanted[row.id].version
         }
 
     async def save(self, progress: Sequence[Progress], *, now: datetime) -> None:
         """Write states and anomalies in place of older ones."""
-        await self._connection.execute(
+        await self.connection.execute(
             _SAVE_STATES,
             {
                 "tenants": [p.model.tenant_id for p in progress],
                 "ids": [p.model.id for p in progress],
+                "last_at": [_as_time(p.state.last_at) for p in progress],
                 "last_ts": [_as_time(p.state.last_ts) for p in progress],
             },
         )
         anomalies = [_columns(p.model, e, now) for p in progress for e in p.touched]
         if anomalies:
-            await self._connection.execute(_SAVE_ANOMALY, anomalies)
+            await self.connection.execute(_SAVE_ANOMALY, anomalies)
 
 
 class Excursions:
     """Opens checkpoints."""
 
     def __init__(self, database: Database, outbox: Outbox) -> None:
-        self._database = database
-        self._outbox = outbox
+        self._transactions = JointTransactions(database, outbox, Checkpoint)
 
-    @asynccontextmanager
-    async def begin(self, tenants: Iterable[UUID]) -> AsyncIterator[Checkpoint]:
+    def begin(self, tenants: Iterable[UUID]) -> AbstractAsyncContextManager[Checkpoint]:
         """Open a transaction for these tenants; commit it, with its events, when the block ends."""
-        with bound_to(tenants):
-            async with self._database.connection() as connection:
-                checkpoint = Checkpoint(connection)
-                yield checkpoint
-                if checkpoint.emitted:
-                    traceparent = current_traceparent()
-                    messages = [to_message(e, traceparent=traceparent) for e in checkpoint.emitted]
-                    await self._outbox.write(connection, messages)
-        if checkpoint.emitted:
-            self._outbox.committed()
+        return self._transactions.begin(tenants)
 
 
 def _columns(model: Model, excursion: Excursion, now: datetime) -> dict[str, object]:

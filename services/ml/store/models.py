@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,6 +34,11 @@ class Models:
         self._session.add(ModelStateRow(tenant_id=self._tenant_id, model_id=model.id))
         await self._session.flush()
 
+    async def count(self) -> int:
+        """Return how many models there are."""
+        query = select(func.count()).where(ModelRow.tenant_id == self._tenant_id)
+        return await self._session.scalar(query) or 0
+
     async def get(self, model_id: UUID, *, lock: bool = False) -> Model:
         """Return a model. Raises NotFound.
 
@@ -57,14 +62,18 @@ class Models:
             query = query.where(ModelRow.device_id == device_id)
         return [to_model(row) for row in await self._session.scalars(query)]
 
+    async def all(self) -> list[Model]:
+        """Return all models, locked as by `get`."""
+        return await self._locked(ModelRow.tenant_id == self._tenant_id)
+
     async def of_device(self, device_id: UUID) -> list[Model]:
         """Return a device's models, locked as by `get`."""
-        query = (
-            select(ModelRow)
-            .where(ModelRow.tenant_id == self._tenant_id, ModelRow.device_id == device_id)
-            .order_by(ModelRow.id)
-            .with_for_update()
+        return await self._locked(
+            ModelRow.tenant_id == self._tenant_id, ModelRow.device_id == device_id
         )
+
+    async def _locked(self, *where: ColumnElement[bool]) -> list[Model]:
+        query = select(ModelRow).where(*where).order_by(ModelRow.id).with_for_update()
         return [to_model(row) for row in await self._session.scalars(query)]
 
     async def update(self, model: Model) -> None:

@@ -1,4 +1,4 @@
-"""What people do with models; and what becomes of those whose device is no more."""
+"""What people do with models; and what becomes of those whose device or tenant is no more."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -7,7 +7,8 @@ from uuid import UUID
 
 import numpy as np
 
-from libs.common.errors import Invalid, invalid
+from libs.common.db.erasure import erase_tenant
+from libs.common.errors import Conflict, Invalid, invalid
 from libs.common.events.ml import ModelChanged
 from libs.common.historian.point import Kind
 from libs.common.historian.reader import SeriesInfo, as_datetime
@@ -49,13 +50,23 @@ class Judgement:
 
 
 async def create(
-    store: MlStore, plan: Plan, span: Span, *, model_id: UUID, most: int, now: datetime
+    store: MlStore,
+    plan: Plan,
+    span: Span,
+    *,
+    model_id: UUID,
+    most: int,
+    most_models: int,
+    now: datetime,
 ) -> Model:
     """Train a model and put it to work.
 
-    Raises NotFound without such a series, Conflict if the name is taken or there are too few
-    points, Invalid if nothing can be learnt from them or there are more than `most`.
+    Raises NotFound without such a series, Conflict if the name is taken, there are too few points
+    or `most_models` already, Invalid if nothing can be learnt from them or there are more than
+    `most`.
     """
+    if await store.models.count() >= most_models:
+        raise Conflict(f"a tenant has {most_models} models at most")
     series = await store.history.find(plan.device_id, plan.metric)
     model = Model(
         tenant_id=store.tenant_id,
@@ -110,6 +121,14 @@ async def drop_device(store: MlStore, device_id: UUID, *, now: datetime) -> None
     """Delete the models of a device that is no more."""
     for model in await store.models.of_device(device_id):
         await _delete(store, model, now)
+
+
+async def drop_tenant(store: MlStore, *, now: datetime) -> None:
+    """Erase all that is kept of a tenant that is no more, anomalies too."""
+    # Locked first, so that none of them is just finding another anomaly.
+    for model in await store.models.all():
+        _say_changed(store, model, "deleted", now)
+    await erase_tenant(store, "ml")
 
 
 async def score_span(

@@ -5,14 +5,14 @@ them. Everything else goes to the database, where the model's state is read unde
 written with the anomaly and its event, before the batch counts as handled. So a batch that is
 delivered again, here or to another worker, finds what it did already.
 
-That no excursion is under way is believed for TRUST_S. If another worker has begun one since, on
-the same shard, its calm points are counted that much later; nothing is said twice.
+That no excursion is under way is believed as long as the worker owns the shard of the points
+(libs.common.shards).
 """
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
 from libs.common.clock import Clock
@@ -20,14 +20,14 @@ from libs.common.errors import Unavailable
 from libs.common.events.ingest import TelemetryReceived
 from libs.common.events.ml import AnomalyDetected
 from libs.common.historian.writer import Columns, as_datetime
-from services.ml.domain.excursion import Excursion, Scored, State, anomaly_id, follow
+from libs.common.shards import Shards
+from services.ml.domain.excursion import Excursion, Scored, State, anomaly_id, follow, later
 from services.ml.domain.model import Model
 from services.ml.domain.robust_zscore import score_of
-from services.ml.domain.watch import Candidate, Watch
+from services.ml.domain.watch import Candidate, Watch, Watched
 from services.ml.store.definitions import Definitions
 from services.ml.store.excursions import Excursions, Progress
 
-TRUST_S = 1.0
 ATTEMPTS = 5
 
 
@@ -46,11 +46,20 @@ class _Unusual:
 class Scoring:
     """Scores points by all tenants' models in one worker."""
 
-    def __init__(self, definitions: Definitions, excursions: Excursions, clock: Clock) -> None:
+    def __init__(
+        self,
+        definitions: Definitions,
+        excursions: Excursions,
+        shards: Shards,
+        clock: Clock,
+        *,
+        lateness: timedelta,
+    ) -> None:
         self._definitions = definitions
         self._excursions = excursions
+        self._shards = shards
         self._clock = clock
-        self._watch = Watch()
+        self._watch = Watch(lateness)
         self._changing = asyncio.Lock()
 
     # --- models
@@ -84,49 +93,69 @@ class Scoring:
     async def score(self, batches: Sequence[TelemetryReceived]) -> None:
         """Score batches in their order; what came of them is committed when this returns.
 
-        Raises what is transient; then nothing was done.
+        Raises what is transient; then nothing of the shard at hand was done.
         """
-        columns = Columns.of(batches)
+        by_shard: dict[int, list[TelemetryReceived]] = {}
+        for batch in batches:
+            by_shard.setdefault(batch.shard, []).append(batch)
+        for shard, of_shard in by_shard.items():
+            async with self._shards.working[shard]:
+                await self._score(shard, Columns.of(of_shard))
+
+    async def close(self) -> None:
+        """Give the shards up, so that the next worker need not wait for them."""
+        await self._shards.release()
+
+    async def _score(self, shard: int, columns: Columns) -> None:
         for _ in range(ATTEMPTS):
             candidates = self._watch.candidates(
-                columns.series, columns.ts, columns.values, columns.quality
+                columns.series, columns.ts, columns.values, columns.quality, columns.received
             )
-            unusual = [found for c in candidates if (found := self._look_at(c)) is not None]
-            if not unusual or await self._write(unusual):
+            if not candidates:
                 return
-        raise Unavailable("models change faster than this batch can be scored")
+            if not await self._shards.own(shard):
+                self._watch.forget(shard)
+                continue  # models may have come while we waited
+            unusual = [found for c in candidates if (found := self._look_at(shard, c)) is not None]
+            if not unusual or await self._write(shard, unusual):
+                return
+        raise Unavailable("models or workers change faster than this batch can be scored")
 
-    def _look_at(self, candidate: Candidate) -> _Unusual | None:
+    def _look_at(self, shard: int, candidate: Candidate) -> _Unusual | None:
         """Return what must go to the database; None if it can be told from memory that nothing must."""
         watched = candidate.watched
         z = watched.model.learnt.z(candidate.values)
-        now = asyncio.get_running_loop().time()
         if (
             watched.state is not None
             and watched.state.excursion is None
-            and watched.trusted_until > now
+            and watched.shard == shard
             and not bool((z > watched.model.threshold).any())
         ):
-            newest = int(candidate.ts.max())
-            if watched.state.last_ts is None or watched.state.last_ts < newest:
-                watched.state = replace(watched.state, last_ts=newest)
+            newest = State(last_at=int(candidate.at[-1]), last_ts=int(candidate.ts[-1]))
+            watched.state = later(watched.state, newest)
             return None
-        scored = Scored(candidate.ts.tolist(), candidate.values.tolist(), z.tolist())
+        scored = Scored(
+            candidate.at.tolist(), candidate.ts.tolist(), candidate.values.tolist(), z.tolist()
+        )
         return _Unusual(candidate, scored)
 
-    async def _write(self, unusual: Sequence[_Unusual]) -> bool:
-        """Commit what came of the points; False if a model has changed: then nothing was done."""
-        asked = asyncio.get_running_loop().time()
+    async def _write(self, shard: int, unusual: Sequence[_Unusual]) -> bool:
+        """Commit what came of the points.
+
+        False if the shard was lost or a model has changed: then nothing was done.
+        """
         progress: list[Progress] = []
         now = self._clock.now()
         models = [one.model for one in unusual]
         async with self._excursions.begin({model.tenant_id for model in models}) as checkpoint:
+            if not await self._shards.holds(checkpoint.connection, shard):
+                return False
             states = await checkpoint.states(models)
             outdated = [model.id for model in models if model.id not in states]
             if not outdated:
                 for one in unusual:
                     written = states[one.model.id]
-                    begun = _newest(written, one.candidate.watched.state)
+                    begun = _newest(written, one.candidate.watched, shard)
                     state, touched = follow(
                         begun,
                         one.scored,
@@ -147,14 +176,14 @@ class Scoring:
             return False
         for one, done in zip(unusual, progress, strict=True):
             one.candidate.watched.state = done.state
-            one.candidate.watched.trusted_until = asked + TRUST_S
+            one.candidate.watched.shard = shard
         return True
 
 
-def _newest(written: State, held: State | None) -> State:
+def _newest(written: State, watched: Watched, shard: int) -> State:
     """Return the written state, up to the newest point that was looked at since."""
-    times = [s.last_ts for s in (written, held) if s is not None and s.last_ts is not None]
-    return replace(written, last_ts=max(times, default=None))
+    held = watched.state if watched.shard == shard else None
+    return written if held is None else later(written, held)
 
 
 def _detected(model: Model, excursion: Excursion, now: datetime) -> AnomalyDetected:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJ
 
 from libs.common.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Page
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -16,7 +17,9 @@ from services.retention.api.deps import CanRead, CanWrite, InTransaction, SeenVe
 from services.retention.domain.policy import LEAST_DAYS, MOST_DAYS, DataType, Policy
 from services.retention.usecases import policies as usecases
 
-router = APIRouter(prefix="/api/v1/retention/policies", tags=["retention"])
+router = APIRouter(
+    prefix="/api/v1/retention/policies", tags=["retention"], route_class=IdempotentRoute
+)
 
 _DURATION = TypeAdapter(timedelta)
 

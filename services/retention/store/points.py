@@ -18,7 +18,7 @@ from libs.common.db.engine import Database
 from libs.common.errors import Unavailable
 from libs.common.events.base import Event, to_message
 from services.retention.domain.expiry import Keeping
-from services.retention.domain.policy import DataType
+from services.retention.domain.policy import LEAST_DAYS, DataType
 from services.retention.store.policies import POLICIES_LOCK
 
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -26,9 +26,11 @@ _DELETING_LOCK = 7301004
 
 _KEEPINGS = text(
     """
-    SELECT t.id, p.id AS policy_id, coalesce(p.keep_days, :default_days) AS keep_days
+    SELECT t.id, p.id AS policy_id, CASE WHEN t.gone_at IS NOT NULL THEN :least_days
+      ELSE coalesce(p.keep_days, :default_days) END AS keep_days
     FROM historian.tenant t
-    LEFT JOIN retention.policies p ON p.tenant_id = t.id AND p.data_type = :telemetry
+    LEFT JOIN retention.policies p
+      ON p.tenant_id = t.id AND p.data_type = :telemetry AND t.gone_at IS NULL
     ORDER BY t.number
     """
 )
@@ -52,7 +54,10 @@ class StoredPoints:
         self._default_days = default_days
 
     async def keepings(self) -> list[Keeping]:
-        """Return for how long each tenant that ever had points wants them kept."""
+        """Return for how long each tenant that ever had points wants them kept.
+
+        Of one that is no more they are kept no longer than must be.
+        """
         async with self._engine.connection() as connection:
             return await self._keepings(connection)
 
@@ -122,9 +127,21 @@ class StoredPoints:
         self._outbox.committed()
         return True
 
+    async def forget_tenants(self, gone_before: datetime) -> int:
+        """Forget the tenants that are gone since before, and have no points left; return how many."""
+        async with self._engine.connection() as connection:
+            forgotten: int = await connection.scalar(
+                text("SELECT historian.forget_tenants(:moment)"), {"moment": gone_before}
+            )
+            return forgotten
+
     async def _keepings(self, connection: AsyncConnection) -> list[Keeping]:
         rows = await connection.execute(
             _KEEPINGS,
-            {"default_days": self._default_days, "telemetry": DataType.TELEMETRY.value},
+            {
+                "default_days": self._default_days,
+                "least_days": LEAST_DAYS,
+                "telemetry": DataType.TELEMETRY.value,
+            },
         )
         return [Keeping(row.id, row.keep_days, row.policy_id) for row in rows]

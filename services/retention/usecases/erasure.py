@@ -19,6 +19,10 @@ from services.retention.store.points import DaySize, StoredPoints
 
 log = structlog.get_logger(__name__)
 
+GONE_KEPT = timedelta(days=7)
+"""For how long the number of a tenant that is no more is known: points that come that late are still
+told to be its own, and erased. Later ones are nobody's, and go with their day."""
+
 
 @dataclass(frozen=True, slots=True)
 class ErasedRows:
@@ -72,6 +76,12 @@ class Erasure:
             if keeping.keep_days < longest
         ]
         return days, [erased for erased in rows if erased.rows]
+
+    async def forget_tenants(self, *, now: datetime) -> None:
+        """Forget the tenants that are long gone, and all of their points erased."""
+        forgotten = await self._points.forget_tenants(now - GONE_KEPT)
+        if forgotten:
+            log.info("tenants forgotten", count=forgotten)
 
     async def _days(self, *, dry_run: bool, now: datetime) -> list[ErasedDay]:
         longest = longest_days(await self._points.keepings(), self._default_days)

@@ -4,8 +4,9 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
+from libs.common.db.erasure import erase_tenant
 from libs.common.errors import PreconditionFailed, invalid
-from services.retention.domain.policy import LEAST_DAYS, DataType, Policy
+from services.retention.domain.policy import DataType, Policy
 from services.retention.store.store import RetentionStore
 
 
@@ -57,16 +58,11 @@ async def delete(store: RetentionStore, policy_id: UUID, *, version: int | None)
     await store.policies.remove(policy_id)
 
 
-async def let_go(store: RetentionStore, *, policy_id: UUID, now: datetime) -> None:
-    """Keep a tenant's points no longer than must be, now that it is no more."""
+async def let_go(store: RetentionStore) -> None:
+    """Keep a tenant's points no longer than must be, now that it is no more, and nothing else."""
     await store.policies.lock()
-    policy = await store.policies.find(DataType.TELEMETRY)
-    if policy is None:
-        await create(store, DataType.TELEMETRY, LEAST_DAYS, policy_id=policy_id, now=now)
-    else:
-        await store.policies.update(
-            replace(policy, keep_days=LEAST_DAYS, version=policy.version + 1, updated_at=now)
-        )
+    await store.history.close()
+    await erase_tenant(store, "retention")
 
 
 def _check_version(policy: Policy, version: int | None) -> None:

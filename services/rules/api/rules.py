@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 import msgspec
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from libs.common.errors import Invalid, Malformed, NotFound, PreconditionFailed
+from libs.common.errors import Conflict, Invalid, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -19,7 +20,7 @@ from services.rules.domain.rule import Definition, Kind, Rule
 from services.rules.domain.threshold import Operator, Threshold
 from services.rules.usecases import rules as usecases
 
-router = APIRouter(prefix="/api/v1/rules", tags=["rules"])
+router = APIRouter(prefix="/api/v1/rules", tags=["rules"], route_class=IdempotentRoute)
 
 LONGEST_HOLD = timedelta(days=30)
 LARGEST = 1e300
@@ -126,12 +127,19 @@ IfMatch = Annotated[
 ]
 
 
-@router.post("", status_code=201, responses=problems(Invalid))
-async def create_rule(body: RuleBody, who: CanWrite, store: InTransaction, now: Now) -> RuleOut:
+@router.post("", status_code=201, responses=problems(Invalid, Conflict))
+async def create_rule(
+    request: Request, body: RuleBody, who: CanWrite, store: InTransaction, now: Now
+) -> RuleOut:
     """Create a rule. It is evaluated with the points that arrive from now on."""
     enabled = body.enabled is not False
     rule = await usecases.create(
-        store, body.definition(), rule_id=uuid4(), enabled=enabled, now=now
+        store,
+        body.definition(),
+        rule_id=uuid4(),
+        enabled=enabled,
+        most=request.app.state.settings.per_tenant,
+        now=now,
     )
     return _to_out(rule)
 

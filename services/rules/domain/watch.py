@@ -7,6 +7,7 @@ watches only a hash is kept (8 bytes), by which it is found again when a rule fo
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -63,9 +64,13 @@ class Candidate:
 
 
 class Watch:
-    """The rules in force, by the series they watch."""
+    """The rules in force, by the series they watch.
 
-    def __init__(self) -> None:
+    A point that comes more than `lateness` after its own time is late.
+    """
+
+    def __init__(self, lateness: timedelta) -> None:
+        self._lateness = lateness
         self._rules: dict[UUID, Watched] = {}
         self._by_key: dict[SeriesKey, dict[UUID, Watched]] = {}
         self._numbers: dict[SeriesKey, int] = {}
@@ -150,29 +155,29 @@ class Watch:
         ts: npt.NDArray[np.int64],
         values: npt.NDArray[np.float64],
         quality: npt.NDArray[np.uint8],
+        received: npt.NDArray[np.int64],
     ) -> list[Candidate]:
         """Return the rules that any of these points concern, each with its points in order.
 
+        The order is that of the times at which they count: what is received together is sorted.
         Points of bad quality, and values that are no numbers, concern no rule.
         """
         at = np.flatnonzero(self._codes.take(series, mode="clip") == WATCHED)
         if not len(at):
             return []
         at = at[(quality[at] < BAD) & np.isfinite(values[at])]
-        columns: dict[int, tuple[list[int], list[float]]] = {}
-        for number, t, value in zip(
-            series[at].tolist(), ts[at].tolist(), values[at].tolist(), strict=True
-        ):
-            column = columns.get(number)
-            if column is None:
-                columns[number] = ([t], [value])
-            else:
-                column[0].append(t)
-                column[1].append(value)
+        if not len(at):
+            return []
+        counts = np.minimum(ts[at], received[at])
+        # Stable, so that of points of the same time the first stays the first.
+        at = at[np.lexsort((ts[at], counts, series[at]))]
+        numbers, begins = np.unique(series[at], return_index=True)
         candidates: list[Candidate] = []
-        for number, (times, column_values) in columns.items():
+        for number, part in zip(numbers.tolist(), np.split(at, begins[1:]), strict=True):
             device_id, rules = self._by_number[number]
-            points = Points(times, column_values)
+            points = Points.received(
+                ts[part].tolist(), values[part].tolist(), received[part].tolist(), self._lateness
+            )
             candidates.extend(Candidate(watched, device_id, points) for watched in rules.values())
         return candidates
 

@@ -1,22 +1,15 @@
-"""The door of telemetry: one transaction for the tenants of a batch, fenced by the shard's owner.
+"""The door of telemetry: one transaction for the tenants of a batch."""
 
-A worker evaluates a shard from memory as long as it owns it (`rules.shards`). It asks from time to
-time whether it still does; before it writes, it locks the row, so that nobody else can take the
-shard over in the midst of it.
-"""
-
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from libs.common.bus.base import Outbox
 from libs.common.db.engine import Database, bound_to
-from libs.common.db.transactions import current_traceparent
-from libs.common.events.base import Event, to_message
+from libs.common.db.transactions import Joint, JointTransactions
 from services.rules.domain.firing import State
 from services.rules.domain.rule import Rule
 
@@ -31,7 +24,9 @@ _CURRENT = text(
 
 _STATES = text(
     """
-    SELECT s.rule_id, s.device_id, (extract(epoch FROM s.last_ts) * 1000000)::bigint AS last_ts,
+    SELECT s.rule_id, s.device_id,
+      (extract(epoch FROM coalesce(s.last_at, s.last_ts)) * 1000000)::bigint AS last_at,
+      (extract(epoch FROM s.last_ts) * 1000000)::bigint AS last_ts,
       (extract(epoch FROM s.since) * 1000000)::bigint AS since,
       (extract(epoch FROM s.fired_at) * 1000000)::bigint AS fired_at
     FROM rules.rule_state s
@@ -42,16 +37,18 @@ _STATES = text(
 
 _SAVE = text(
     """
-    INSERT INTO rules.rule_state (tenant_id, rule_id, device_id, last_ts, since, fired_at)
+    INSERT INTO rules.rule_state (tenant_id, rule_id, device_id, last_at, last_ts, since, fired_at)
     SELECT tenant_id, rule_id, device_id,
+      '1970-01-01Z'::timestamptz + last_at * interval '1 microsecond',
       '1970-01-01Z'::timestamptz + last_ts * interval '1 microsecond',
       '1970-01-01Z'::timestamptz + since * interval '1 microsecond',
       '1970-01-01Z'::timestamptz + fired_at * interval '1 microsecond'
     FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:devices AS uuid[]),
-                cast(:last_ts AS bigint[]), cast(:since AS bigint[]), cast(:fired_at AS bigint[]))
-      AS w(tenant_id, rule_id, device_id, last_ts, since, fired_at)
+                cast(:last_at AS bigint[]), cast(:last_ts AS bigint[]), cast(:since AS bigint[]),
+                cast(:fired_at AS bigint[]))
+      AS w(tenant_id, rule_id, device_id, last_at, last_ts, since, fired_at)
     ON CONFLICT (tenant_id, rule_id, device_id) DO UPDATE
-    SET last_ts = excluded.last_ts, since = excluded.since, fired_at = excluded.fired_at
+    SET last_at = excluded.last_at, last_ts = excluded.last_ts, since = excluded.since, fired_at = excluded.fired_at
     """
 )
 
@@ -65,33 +62,13 @@ class Progress:
     state: State
 
 
-class Checkpoint:
+class Checkpoint(Joint):
     """An open transaction of several tenants, in which states are written and events said."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self.emitted: list[Event] = []
-
-    def emit(self, event: Event) -> None:
-        """Say that something happened; it is published if and only if the transaction commits."""
-        self.emitted.append(event)
-
-    async def holds(self, shards: Iterable[int], owner: UUID) -> bool:
-        """Whether all the shards are the owner's; they stay so until the transaction ends."""
-        wanted = sorted(set(shards))
-        rows = await self._connection.execute(
-            text(
-                "SELECT owner FROM rules.shards WHERE shard = ANY(cast(:shards AS int[]))"
-                " ORDER BY shard FOR SHARE"
-            ),
-            {"shards": wanted},
-        )
-        return [row.owner for row in rows] == [owner] * len(wanted)
 
     async def outdated(self, rules: Iterable[Rule]) -> list[UUID]:
         """Return the rules that have changed, or are enabled no more; the others stay as they are."""
         wanted = {rule.id: rule for rule in rules}
-        rows = await self._connection.execute(
+        rows = await self.connection.execute(
             _CURRENT,
             {
                 "tenants": [rule.tenant_id for rule in wanted.values()],
@@ -103,10 +80,11 @@ class Checkpoint:
 
     async def save(self, progress: Sequence[Progress]) -> None:
         """Write states in place of older ones."""
-        await self._connection.execute(
+        await self.connection.execute(
             _SAVE,
             {
                 **_keys([(p.rule, p.device_id) for p in progress]),
+                "last_at": [p.state.last_at for p in progress],
                 "last_ts": [p.state.last_ts for p in progress],
                 "since": [p.state.since for p in progress],
                 "fired_at": [p.state.fired_at for p in progress],
@@ -115,26 +93,15 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Opens checkpoints, reads states, and keeps who owns which shard."""
+    """Opens checkpoints, and reads states."""
 
-    def __init__(self, database: Database, engine: Database, outbox: Outbox) -> None:
+    def __init__(self, database: Database, outbox: Outbox) -> None:
         self._database = database
-        self._engine = engine
-        self._outbox = outbox
+        self._transactions = JointTransactions(database, outbox, Checkpoint)
 
-    @asynccontextmanager
-    async def begin(self, tenants: Iterable[UUID]) -> AsyncIterator[Checkpoint]:
+    def begin(self, tenants: Iterable[UUID]) -> AbstractAsyncContextManager[Checkpoint]:
         """Open a transaction for these tenants; commit it, with its events, when the block ends."""
-        with bound_to(tenants):
-            async with self._database.connection() as connection:
-                checkpoint = Checkpoint(connection)
-                yield checkpoint
-                if checkpoint.emitted:
-                    traceparent = current_traceparent()
-                    messages = [to_message(e, traceparent=traceparent) for e in checkpoint.emitted]
-                    await self._outbox.write(connection, messages)
-        if checkpoint.emitted:
-            self._outbox.committed()
+        return self._transactions.begin(tenants)
 
     async def states(
         self, wanted: Sequence[tuple[Rule, UUID]]
@@ -144,41 +111,11 @@ class Checkpoints:
             async with self._database.connection() as connection:
                 rows = await connection.execute(_STATES, _keys(wanted))
                 return {
-                    (row.rule_id, row.device_id): State(row.last_ts, row.since, row.fired_at)
+                    (row.rule_id, row.device_id): State(
+                        row.last_at, row.last_ts, row.since, row.fired_at
+                    )
                     for row in rows
                 }
-
-    async def owner_of(self, shard: int) -> UUID | None:
-        """Return who owns the shard."""
-        async with self._engine.connection() as connection:
-            owner: UUID | None = await connection.scalar(
-                text("SELECT owner FROM rules.shards WHERE shard = :shard"), {"shard": shard}
-            )
-            return owner
-
-    async def claim(self, shard: int, owner: UUID) -> UUID | None:
-        """Make someone the owner of the shard; return who was. Waits for what that one is writing."""
-        async with self._engine.connection() as connection:
-            await connection.execute(
-                text("INSERT INTO rules.shards (shard) VALUES (:shard) ON CONFLICT DO NOTHING"),
-                {"shard": shard},
-            )
-            previous: UUID | None = await connection.scalar(
-                text("SELECT owner FROM rules.shards WHERE shard = :shard FOR UPDATE"),
-                {"shard": shard},
-            )
-            await connection.execute(
-                text("UPDATE rules.shards SET owner = :owner WHERE shard = :shard"),
-                {"shard": shard, "owner": owner},
-            )
-            return previous
-
-    async def release(self, owner: UUID) -> None:
-        """Give up every shard that the owner has."""
-        async with self._engine.connection() as connection:
-            await connection.execute(
-                text("UPDATE rules.shards SET owner = NULL WHERE owner = :owner"), {"owner": owner}
-            )
 
 
 def _keys(wanted: Sequence[tuple[Rule, UUID]]) -> dict[str, list[UUID]]:

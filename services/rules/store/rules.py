@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.errors import NotFound
@@ -28,6 +28,11 @@ class Rules:
         """Keep a new rule."""
         self._session.add(RuleRow(tenant_id=self._tenant_id, id=rule.id, **_columns(rule)))
         await self._session.flush()
+
+    async def count(self) -> int:
+        """Return how many rules there are."""
+        query = select(func.count()).where(RuleRow.tenant_id == self._tenant_id)
+        return await self._session.scalar(query) or 0
 
     async def get(self, rule_id: UUID, *, lock: bool = False) -> Rule:
         """Return a rule. Raises NotFound.
@@ -53,14 +58,18 @@ class Rules:
             query = query.where(RuleRow.device_id == device_id)
         return [to_rule(row) for row in await self._session.scalars(query)]
 
+    async def all(self) -> list[Rule]:
+        """Return all rules, locked as by `get`."""
+        return await self._locked(RuleRow.tenant_id == self._tenant_id)
+
     async def of_device(self, device_id: UUID) -> list[Rule]:
         """Return a device's rules, locked as by `get`."""
-        query = (
-            select(RuleRow)
-            .where(RuleRow.tenant_id == self._tenant_id, RuleRow.device_id == device_id)
-            .order_by(RuleRow.id)
-            .with_for_update()
+        return await self._locked(
+            RuleRow.tenant_id == self._tenant_id, RuleRow.device_id == device_id
         )
+
+    async def _locked(self, *where: ColumnElement[bool]) -> list[Rule]:
+        query = select(RuleRow).where(*where).order_by(RuleRow.id).with_for_update()
         return [to_rule(row) for row in await self._session.scalars(query)]
 
     async def update(self, rule: Rule) -> None:

@@ -44,4 +44,5 @@ class RuleStateRow(TenantOwned, RulesRow):
     device_id: Mapped[UUID] = mapped_column(primary_key=True)
     since: Mapped[datetime | None]
     fired_at: Mapped[datetime | None]
+    last_at: Mapped[datetime | None]
     last_ts: Mapped[datetime | None]

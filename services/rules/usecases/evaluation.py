@@ -4,15 +4,13 @@ A worker keeps in memory how far each rule has got, and writes it only when a fi
 condition begins or ends: in one transaction with the events, before the batch counts as handled.
 So a batch that is delivered again, here or to another worker, finds what it did already.
 
-A state in memory holds as long as the worker owns the shard of its points. Ownership is looked at
-every TRUST_S; whoever takes a shard over waits a little longer than that before it begins, so that
-at no time two workers believe they own it, and reads the states anew.
+A state in memory holds as long as the worker owns the shard of its points (libs.common.shards).
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -23,6 +21,7 @@ from libs.common.errors import Unavailable
 from libs.common.events.base import Event
 from libs.common.events.ingest import TelemetryReceived
 from libs.common.historian.writer import Columns, as_datetime
+from libs.common.shards import Shards
 from services.rules.domain.firing import Cleared, Fired, Outcome, State
 from services.rules.domain.watch import Candidate, Held, Watch
 from services.rules.store.checkpoints import Checkpoints, Progress
@@ -31,8 +30,6 @@ from services.rules.usecases.events import rule_cleared, rule_triggered
 
 log = structlog.get_logger(__name__)
 
-TRUST_S = 0.2
-TAKEOVER_S = 0.25
 ATTEMPTS = 10
 
 
@@ -52,21 +49,23 @@ class _Step:
 
 
 class Evaluation:
-    """Evaluates all tenants' rules in one worker. `owner` is the worker's name among its replicas."""
+    """Evaluates all tenants' rules in one worker."""
 
     def __init__(
-        self, definitions: Definitions, checkpoints: Checkpoints, clock: Clock, owner: UUID
+        self,
+        definitions: Definitions,
+        checkpoints: Checkpoints,
+        shards: Shards,
+        clock: Clock,
+        *,
+        lateness: timedelta,
     ) -> None:
         self._definitions = definitions
         self._checkpoints = checkpoints
+        self._shards = shards
         self._clock = clock
-        self._owner = owner
-        self._watch = Watch()
+        self._watch = Watch(lateness)
         self._changing = asyncio.Lock()
-        self._trusted_until: dict[int, float] = {}
-        # A shard is worked on by one task at a time: after a lost connection, the batch that was
-        # being handled and its repetition would meet.
-        self._working: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     # --- definitions
 
@@ -112,7 +111,7 @@ class Evaluation:
         for batch in batches:
             by_shard.setdefault(batch.shard, []).append(batch)
         for shard, of_shard in by_shard.items():
-            async with self._working[shard]:
+            async with self._shards.working[shard]:
                 await self._evaluate(shard, Columns.of(of_shard))
 
     async def _evaluate(self, shard: int, columns: Columns) -> None:
@@ -120,12 +119,13 @@ class Evaluation:
             await self._describe(columns)
             if not self._watch.concerns(columns.series):
                 return
-            await self._own(shard)
+            if not await self._shards.own(shard):
+                self._forget(shard)
             # Rules may have come while we waited.
             if self._watch.undescribed(columns.series):
                 continue
             candidates = self._watch.candidates(
-                columns.series, columns.ts, columns.values, columns.quality
+                columns.series, columns.ts, columns.values, columns.quality, columns.received
             )
             held = await self._hold(shard, candidates)
             steps = [_step(*pair) for pair in zip(candidates, held, strict=True)]
@@ -141,23 +141,7 @@ class Evaluation:
             found = await self._definitions.describe_series(numbers)
             self._watch.describe(numbers, found)
 
-    async def _own(self, shard: int) -> None:
-        """Return when the shard is ours, and any state of it in memory is true."""
-        loop = asyncio.get_running_loop()
-        while self._trusted_until.get(shard, 0.0) < loop.time():
-            # From before the question: the answer may be old when it arrives.
-            asked = loop.time()
-            if await self._checkpoints.owner_of(shard) == self._owner:
-                self._trusted_until[shard] = asked + TRUST_S
-                return
-            self._forget(shard)
-            previous = await self._checkpoints.claim(shard, self._owner)
-            log.info("shard taken", shard=shard, previous=str(previous))
-            if previous is not None:
-                await asyncio.sleep(TAKEOVER_S)
-
     def _forget(self, shard: int) -> None:
-        self._trusted_until.pop(shard, None)
         for watched in self._watch.all_watched():
             for device_id in [d for d, held in watched.held.items() if held.shard == shard]:
                 del watched.held[device_id]
@@ -196,7 +180,7 @@ class Evaluation:
         async with self._checkpoints.begin(
             {rule.tenant_id for rule in rules.values()}
         ) as checkpoint:
-            owns = await checkpoint.holds([shard], self._owner)
+            owns = await self._shards.holds(checkpoint.connection, shard)
             if owns:
                 outdated = await checkpoint.outdated(rules.values())
                 if not outdated:
@@ -221,16 +205,16 @@ class Evaluation:
             for outcome in step.outcomes:
                 ts = as_datetime(outcome.ts)
                 match outcome:
-                    case Fired(fired_at, value):
+                    case Fired(ts=fired_at, value=value):
                         event: Event = rule_triggered(
                             rule, device_id, fired_at, ts=ts, value=value, at=now
                         )
-                    case Cleared(fired_at, _, value):
+                    case Cleared(fired_at=fired_at, value=value):
                         event = rule_cleared(
                             rule, device_id, fired_at,
                             reason="recovered", ts=ts, value=value, at=now,
                         )  # fmt: skip
-                happened.append((outcome.ts, event))
+                happened.append((outcome.at, event))
         happened.sort(key=lambda pair: pair[0])
         return [event for _, event in happened]
 
@@ -238,8 +222,8 @@ class Evaluation:
 
     async def checkpoint(self) -> None:
         """Write up to where points were looked at, so that late points stay late after a restart."""
-        for shard in list(self._working):
-            async with self._working[shard]:
+        for shard in list(self._shards.working):
+            async with self._shards.working[shard]:
                 await self._checkpoint(shard)
 
     async def _checkpoint(self, shard: int) -> None:
@@ -252,7 +236,7 @@ class Evaluation:
         if not moved:
             return
         async with self._checkpoints.begin({rule.tenant_id for rule, *_ in moved}) as checkpoint:
-            if not await checkpoint.holds([shard], self._owner):
+            if not await self._shards.holds(checkpoint.connection, shard):
                 return
             outdated = set(await checkpoint.outdated(rule for rule, *_ in moved))
             await checkpoint.save(
@@ -269,12 +253,11 @@ class Evaluation:
         """Give the shards up, so that the next worker need not wait for them."""
         try:
             await self.checkpoint()
-            await self._checkpoints.release(self._owner)
-        except Exception as error:
+        except Exception as error:  # looked at: what was not noted is looked at again
             if not is_transient(error):
                 raise
-            # The next worker waits TAKEOVER_S, that is all.
-            log.warning("shards not given up", error=repr(error))
+            log.warning("how far points were looked at is not noted", error=repr(error))
+        await self._shards.release()
 
 
 def _step(candidate: Candidate, held: Held) -> _Step:

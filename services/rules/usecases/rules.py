@@ -1,10 +1,11 @@
-"""What people do with rules; and what becomes of those whose device is no more."""
+"""What people do with rules; and what becomes of those whose device or tenant is no more."""
 
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from libs.common.errors import PreconditionFailed
+from libs.common.db.erasure import erase_tenant
+from libs.common.errors import Conflict, PreconditionFailed
 from libs.common.events.rules import RuleChanged
 from services.rules.domain.rule import Definition, Rule
 from services.rules.store.store import RulesStore
@@ -12,10 +13,18 @@ from services.rules.usecases.events import rule_cleared
 
 
 async def create(
-    store: RulesStore, definition: Definition, *, rule_id: UUID, enabled: bool, now: datetime
+    store: RulesStore,
+    definition: Definition,
+    *,
+    rule_id: UUID,
+    enabled: bool,
+    most: int,
+    now: datetime,
 ) -> Rule:
-    """Make a rule. Raises Invalid if its parts do not go together."""
+    """Make a rule. Raises Invalid if its parts do not go together, Conflict if there are `most`."""
     definition.check()
+    if await store.rules.count() >= most:
+        raise Conflict(f"a tenant has {most} rules at most")
     rule = Rule(
         tenant_id=store.tenant_id,
         id=rule_id,
@@ -100,6 +109,18 @@ async def drop_device(store: RulesStore, device_id: UUID, *, now: datetime) -> N
     """Remove the rules of a device that is no more, and clear their firings."""
     for rule in await store.rules.of_device(device_id):
         await _remove(store, rule, "device_deleted", now)
+
+
+async def drop_tenant(store: RulesStore, *, now: datetime) -> None:
+    """Erase all that is kept of a tenant that is no more.
+
+    No firing is said to be cleared: whoever keeps one erases the tenant as well, and would keep
+    that word of it.
+    """
+    # Locked first, so that none of them is just firing.
+    for rule in await store.rules.all():
+        _say_changed(store, rule, "deleted", now)
+    await erase_tenant(store, "rules")
 
 
 async def _remove(store: RulesStore, rule: Rule, reason: str, now: datetime) -> None:

@@ -8,9 +8,12 @@ from fastapi import Depends, Header, Request
 
 from libs.common.auth.permission import Permission, PlatformAdmin, principal
 from libs.common.auth.principal import Kind, Principal
+from libs.common.db.transactions import Transactions
 from libs.common.errors import Forbidden
-from libs.common.http.doors import transaction
+from libs.common.http.doors import Now, transaction
+from libs.common.http.idempotency import claim_key
 from services.tenancy.adapters.passwords import Passwords
+from services.tenancy.domain.invitation import Invitation, new_invitation
 from services.tenancy.store.accounts import Accounts
 from services.tenancy.store.store import TenancyStore
 
@@ -37,8 +40,12 @@ class Internal:
 IsGateway = Annotated[Principal, Depends(Internal())]
 
 
-async def _new_tenant(request: Request) -> AsyncIterator[TenancyStore]:
-    async with request.app.state.transactions.begin(uuid4()) as store:
+async def _new_tenant(
+    request: Request, who: Annotated[Principal, Depends(principal)]
+) -> AsyncIterator[TenancyStore]:
+    # The Idempotency-Key is the caller's, and kept in their tenant.
+    async with request.app.state.transactions.begin(uuid4(), who.tenant_id) as store:
+        await claim_key(request, store)
         yield store
 
 
@@ -48,6 +55,24 @@ async def _tenant_of_path(
     bound = tenant_id if who.platform_admin else who.tenant_id
     async with request.app.state.transactions.begin(bound) as store:
         yield store
+
+
+async def _tenant_to_administer(
+    request: Request, tenant_id: UUID, who: Annotated[Principal, Depends(principal)]
+) -> AsyncIterator[TenancyStore]:
+    # As with a new tenant.
+    async with request.app.state.transactions.begin(tenant_id, who.tenant_id) as store:
+        await claim_key(request, store)
+        yield store
+
+
+def _transactions(request: Request) -> Transactions[TenancyStore]:
+    transactions: Transactions[TenancyStore] = request.app.state.transactions
+    return transactions
+
+
+def _invitation(request: Request, now: Now) -> Invitation:
+    return new_invitation(lifetime=request.app.state.invitation_lifetime, at=now)
 
 
 def _accounts(request: Request) -> Accounts:
@@ -76,6 +101,15 @@ InNewTenant = Annotated[TenancyStore, Depends(_new_tenant, scope="function")]
 
 InTenantOfPath = Annotated[TenancyStore, Depends(_tenant_of_path, scope="function")]
 """The transaction of the tenant in the path for the platform's admins, of the caller's for others."""
+
+InTenantToAdminister = Annotated[TenancyStore, Depends(_tenant_to_administer, scope="function")]
+"""The transaction of the tenant in the path, for the platform's admins alone."""
+
+AllTransactions = Annotated[Transactions[TenancyStore], Depends(_transactions)]
+"""For what learns from the request itself whose transaction it needs."""
+
+NewInvitation = Annotated[Invitation, Depends(_invitation)]
+"""An invitation that nobody has yet."""
 
 AllAccounts = Annotated[Accounts, Depends(_accounts)]
 PasswordHashing = Annotated[Passwords, Depends(_passwords)]

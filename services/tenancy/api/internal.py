@@ -6,11 +6,13 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import Field, SecretStr
 
+from libs.common.http.doors import Now
 from libs.common.http.schemas import Body, Out
-from services.tenancy.api.deps import AllAccounts, IsGateway, PasswordHashing
+from services.tenancy.api.deps import AllAccounts, AllTransactions, IsGateway, PasswordHashing
 from services.tenancy.domain.account import Account
 from services.tenancy.domain.password import MAX_LENGTH
 from services.tenancy.usecases import accounts as usecases
+from services.tenancy.usecases import invitations
 
 router = APIRouter(prefix="/internal/v1", include_in_schema=False)
 
@@ -22,12 +24,33 @@ class Credentials(Body):
     password: Annotated[SecretStr, Field(max_length=MAX_LENGTH)]
 
 
+class Token(Body):
+    """What someone who was invited has."""
+
+    token: Annotated[SecretStr, Field(max_length=1000)]
+
+
+class Acceptance(Token):
+    """An invitation, and the password of the account: chosen now, or proved."""
+
+    password: SecretStr
+
+
+class InvitedOut(Out):
+    """Whom an invitation asks into which tenant."""
+
+    tenant_id: UUID
+    user_id: UUID
+    email: str
+
+
 class MembershipOut(Out):
-    """A tenant the user may enter, and what they may do there (patterns)."""
+    """A tenant the user may enter, what it calls them, and what they may do there (patterns)."""
 
     tenant_id: UUID
     tenant_slug: str
     tenant_name: str
+    name: str
     roles: list[str]
     permissions: list[str]
 
@@ -37,7 +60,6 @@ class AccountOut(Out):
 
     user_id: UUID
     email: str
-    name: str
     platform_admin: bool
     memberships: list[MembershipOut]
 
@@ -52,6 +74,36 @@ async def verify_credentials(
     )
 
 
+@router.post("/invitations/find")
+async def find_invitation(
+    body: Token, who: IsGateway, accounts: AllAccounts, now: Now
+) -> InvitedOut:
+    """Return whom an invitation is for, so that attempts are counted by account; 401 for none."""
+    invited = await invitations.find(accounts, body.token.get_secret_value(), now=now)
+    return InvitedOut.model_validate(invited)
+
+
+@router.post("/invitations/accept")
+async def accept_invitation(
+    body: Acceptance,
+    who: IsGateway,
+    transactions: AllTransactions,
+    accounts: AllAccounts,
+    passwords: PasswordHashing,
+    now: Now,
+) -> InvitedOut:
+    """Let the invited user join; 422 for a password nobody can have, else 401 in equal words."""
+    invited = await invitations.accept(
+        transactions,
+        accounts,
+        passwords,
+        token=body.token.get_secret_value(),
+        password=body.password.get_secret_value(),
+        now=now,
+    )
+    return InvitedOut.model_validate(invited)
+
+
 @router.get("/users/{user_id}")
 async def get_account(user_id: UUID, who: IsGateway, accounts: AllAccounts) -> AccountOut:
     """Return a user who may still log in; 404 for anyone else."""
@@ -62,7 +114,6 @@ def _out(account: Account) -> AccountOut:
     return AccountOut(
         user_id=account.user_id,
         email=account.email,
-        name=account.name,
         platform_admin=account.is_platform_admin,
         memberships=[MembershipOut.model_validate(m) for m in account.open_memberships],
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 from libs.common.auth.roles import PERMISSIONS
 from libs.common.errors import Conflict, Forbidden, NotFound
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Page
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -15,7 +16,7 @@ from services.tenancy.api.deps import CanReadRoles, CanWriteRoles, InTransaction
 from services.tenancy.domain.role import BUILT_IN_ROLES, Role
 from services.tenancy.usecases import roles as usecases
 
-router = APIRouter(prefix="/api/v1", tags=["roles"])
+router = APIRouter(prefix="/api/v1", tags=["roles"], route_class=IdempotentRoute)
 
 Patterns = Annotated[
     list[Annotated[str, Field(max_length=64)]],

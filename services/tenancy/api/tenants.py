@@ -8,9 +8,10 @@ import msgspec
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from libs.common.auth.roles import ADMIN
+from libs.common.email import normalise_email
 from libs.common.errors import Conflict, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
@@ -19,26 +20,24 @@ from services.tenancy.api.deps import (
     CanReadTenants,
     InNewTenant,
     InTenantOfPath,
+    InTenantToAdminister,
     IsPlatformAdmin,
-    PasswordHashing,
+    NewInvitation,
     SeenVersion,
 )
-from services.tenancy.api.schemas import Email, Name, NewPassword
-from services.tenancy.domain.email import normalise_email
-from services.tenancy.domain.password import check_new_password
+from services.tenancy.api.schemas import Email, InvitedUserOut, Name, invited_out
 from services.tenancy.domain.tenant import TenantStatus
 from services.tenancy.usecases import tenants as usecases
 from services.tenancy.usecases import users
 
-router = APIRouter(prefix="/api/v1/tenants", tags=["tenants"])
+router = APIRouter(prefix="/api/v1/tenants", tags=["tenants"], route_class=IdempotentRoute)
 
 
 class FirstAdmin(Body):
-    """Who is to administer a new tenant."""
+    """Who is invited to administer a tenant that nobody administers yet."""
 
     email: Email
     name: Name
-    password: NewPassword | None = None
 
 
 class TenantIn(Body):
@@ -47,7 +46,7 @@ class TenantIn(Body):
     slug: Annotated[str, Field(max_length=63, examples=["acme-steel"])]
     name: Name
     admin: FirstAdmin | None = None
-    """Without one, nobody can enter yet."""
+    """Absent: to be invited later."""
 
 
 class TenantChange(Body):
@@ -69,6 +68,13 @@ class TenantOut(Out):
     version: int
 
 
+class NewTenantOut(TenantOut):
+    """A tenant that was opened."""
+
+    admin: InvitedUserOut | None
+    """Who was invited to administer it."""
+
+
 class _Position(msgspec.Struct):
     created_at: datetime
     id: UUID
@@ -79,30 +85,35 @@ async def create_tenant(
     body: TenantIn,
     who: IsPlatformAdmin,
     store: InNewTenant,
-    passwords: PasswordHashing,
+    invitation: NewInvitation,
     now: Now,
-) -> TenantOut:
-    """Open a tenant, with its first administrator if one is given."""
-    password_hash = None
-    email = normalise_email(body.admin.email, "#/admin/email") if body.admin else ""
-    if body.admin and body.admin.password:
-        password = body.admin.password.get_secret_value()
-        check_new_password(password, "#/admin/password")
-        # Before the transaction has a connection: hashing is slow.
-        password_hash = await passwords.hash(password)
+) -> NewTenantOut:
+    """Open a tenant, and invite its first administrator if one is given."""
     tenant = await usecases.create(store, slug=body.slug, name=body.name, at=now)
+    invited = None
     if body.admin:
-        await users.add(
-            store,
-            uuid4(),
-            email=email,
-            name=body.admin.name,
-            roles=[ADMIN],
-            password_hash=password_hash,
-            held=["*"],
-            at=now,
+        email = normalise_email(body.admin.email, "#/admin/email")
+        admin = await users.invite_admin(
+            store, uuid4(), invitation, email=email, name=body.admin.name, at=now
         )
-    return TenantOut.model_validate(tenant)
+        invited = invited_out(admin, invitation)
+    return NewTenantOut(**TenantOut.model_validate(tenant).model_dump(), admin=invited)
+
+
+@router.post("/{tenant_id}/admins", status_code=201, responses=problems(NotFound, Conflict))
+async def invite_admin(
+    tenant_id: UUID,
+    body: FirstAdmin,
+    who: IsPlatformAdmin,
+    store: InTenantToAdminister,
+    invitation: NewInvitation,
+    now: Now,
+) -> InvitedUserOut:
+    """Invite an administrator, or invite them again, while nobody administers the tenant."""
+    admin = await users.invite_admin(
+        store, uuid4(), invitation, email=normalise_email(body.email), name=body.name, at=now
+    )
+    return invited_out(admin, invitation)
 
 
 @router.get("", responses=problems(Malformed))

@@ -1,42 +1,48 @@
 """Users, as the members of the caller's tenant."""
 
 from datetime import datetime
+from typing import Literal
 from uuid import UUID, uuid4
 
 import msgspec
 from fastapi import APIRouter, Response
 
+from libs.common.email import normalise_email
 from libs.common.errors import Conflict, Forbidden, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
+from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
-from libs.common.http.schemas import Body, Out
+from libs.common.http.schemas import Body
 from services.tenancy.api.deps import (
     AllAccounts,
     CanReadUsers,
     CanWriteUsers,
     InTransaction,
     IsPlatformAdmin,
-    PasswordHashing,
+    NewInvitation,
     SeenVersion,
 )
-from services.tenancy.api.schemas import Email, Name, NewPassword, RoleNames
-from services.tenancy.domain.email import normalise_email
+from services.tenancy.api.schemas import (
+    Email,
+    InvitedUserOut,
+    Name,
+    RoleNames,
+    UserOut,
+    invited_out,
+)
 from services.tenancy.domain.member import MemberStatus
-from services.tenancy.domain.password import check_new_password
 from services.tenancy.usecases import users as usecases
 
-router = APIRouter(prefix="/api/v1/users", tags=["users"])
+router = APIRouter(prefix="/api/v1/users", tags=["users"], route_class=IdempotentRoute)
 
 
 class UserIn(Body):
-    """Someone who is to join the tenant."""
+    """Someone who is invited to join the tenant."""
 
     email: Email
     name: Name
     roles: RoleNames
-    password: NewPassword | None = None
-    """For someone new to the installation; who is known keeps the one they have."""
 
 
 class UserChange(Body):
@@ -44,21 +50,7 @@ class UserChange(Body):
 
     name: Name | None = None
     roles: RoleNames | None = None
-    status: MemberStatus | None = None
-
-
-class UserOut(Out):
-    """A user, as this tenant knows them."""
-
-    id: UUID
-    email: str
-    name: str
-    roles: list[str]
-    status: MemberStatus
-    created_at: datetime
-    """When they joined this tenant."""
-    updated_at: datetime
-    version: int
+    status: Literal[MemberStatus.ACTIVE, MemberStatus.DISABLED] | None = None
 
 
 class _Position(msgspec.Struct):
@@ -67,39 +59,41 @@ class _Position(msgspec.Struct):
 
 
 @router.post("", status_code=201, responses=problems(Conflict, Forbidden))
-async def add_user(
-    body: UserIn,
-    who: CanWriteUsers,
-    store: InTransaction,
-    passwords: PasswordHashing,
-    now: Now,
-) -> UserOut:
-    """Let someone join the tenant. The answer is the same whether or not the address was known."""
-    email = normalise_email(body.email)
-    password_hash = None
-    if body.password:
-        check_new_password(body.password.get_secret_value())
-        # Before the transaction has a connection: hashing is slow. And always, so that the time
-        # taken does not tell whether the address was known.
-        password_hash = await passwords.hash(body.password.get_secret_value())
-    member = await usecases.add(
+async def invite_user(
+    body: UserIn, who: CanWriteUsers, store: InTransaction, invitation: NewInvitation, now: Now
+) -> InvitedUserOut:
+    """Invite someone to the tenant. The answer is the same whether or not the address was known."""
+    member = await usecases.invite(
         store,
         uuid4(),
-        email=email,
+        invitation,
+        email=normalise_email(body.email),
         name=body.name,
         roles=body.roles,
-        password_hash=password_hash,
         held=who.permissions,
         at=now,
     )
-    return UserOut.model_validate(member)
+    return invited_out(member, invitation)
+
+
+@router.post(
+    "/{user_id}/invitation",
+    status_code=201,
+    responses=problems(NotFound, Conflict, Forbidden),
+)
+async def invite_user_again(
+    user_id: UUID, who: CanWriteUsers, store: InTransaction, invitation: NewInvitation, now: Now
+) -> InvitedUserOut:
+    """Make a new invitation for someone who has not accepted theirs; the old one is void."""
+    member = await usecases.invite_again(store, user_id, invitation, held=who.permissions, at=now)
+    return invited_out(member, invitation)
 
 
 @router.get("", responses=problems(Malformed))
 async def list_users(
     who: CanReadUsers, store: InTransaction, limit: Limit, cursor: Cursor
 ) -> Page[UserOut]:
-    """List the tenant's users, in the order they joined."""
+    """List the tenant's users, in the order they were invited."""
     position = decode_cursor(cursor, _Position) if cursor else None
     after = (position.created_at, position.id) if position else None
     members = await store.members.page(limit + 1, after)
@@ -145,7 +139,7 @@ async def change_user(
 async def remove_user(
     user_id: UUID, who: CanWriteUsers, store: InTransaction, now: Now
 ) -> Response:
-    """Let a user leave the tenant; who belongs to no other is forgotten."""
+    """Let a user leave the tenant, or void their invitation; who belongs to no other is forgotten."""
     await usecases.remove(store, user_id, held=who.permissions, at=now)
     return Response(status_code=204)
 

@@ -1,7 +1,8 @@
 """A user as the installation knows them: who may log in, and where to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 from services.tenancy.domain.member import MemberStatus
@@ -17,6 +18,8 @@ class Membership:
     tenant_slug: str
     tenant_name: str
     tenant_status: TenantStatus
+    name: str
+    """What the tenant calls the user."""
     status: MemberStatus
     roles: tuple[str, ...]
     own_roles: Mapping[str, tuple[str, ...]]
@@ -39,7 +42,6 @@ class Account:
 
     user_id: UUID
     email: str
-    name: str
     is_platform_admin: bool
     is_suspended: bool
     memberships: tuple[Membership, ...]
@@ -60,4 +62,18 @@ class Identity:
     """What a login is checked against. `password_hash` is None for a user without a password."""
 
     user_id: UUID
-    password_hash: str | None
+    password_hash: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """Whom an invitation asks into which tenant, and until when.
+
+    `password_hash` is what they must prove themselves with; None: they choose a password.
+    """
+
+    tenant_id: UUID
+    user_id: UUID
+    email: str
+    password_hash: str | None = field(repr=False)
+    expires_at: datetime

@@ -5,10 +5,14 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from libs.common.auth.roles import ADMIN
+
 
 class MemberStatus(StrEnum):
     """Whether the user may enter this tenant."""
 
+    INVITED = "invited"
+    """Not yet: the invitation has not been accepted."""
     ACTIVE = "active"
     DISABLED = "disabled"
 
@@ -17,8 +21,8 @@ class MemberStatus(StrEnum):
 class Member:
     """A user with their roles in one tenant.
 
-    `name` is the one this tenant gave them, and `created_at` (UTC) when they joined it: neither
-    tells whether the installation knew them before.
+    `name` is the one this tenant gave them, and `created_at` (UTC) when they were invited to it:
+    neither tells whether the installation knew them before.
     """
 
     id: UUID
@@ -29,3 +33,8 @@ class Member:
     created_at: datetime
     updated_at: datetime
     version: int
+
+    @property
+    def is_administrator(self) -> bool:
+        """Whether they can administer the tenant now."""
+        return self.status is MemberStatus.ACTIVE and ADMIN in self.roles

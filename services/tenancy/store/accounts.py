@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from libs.common.db.engine import Database
 from libs.common.errors import NotFound
-from services.tenancy.domain.account import Account, Identity, Membership
+from services.tenancy.domain.account import Account, Identity, Invited, Membership
 from services.tenancy.domain.member import MemberStatus
 from services.tenancy.domain.tenant import Tenant, TenantStatus
 
@@ -30,6 +30,16 @@ class Accounts:
             ).one_or_none()
         return None if found is None else Identity(found.id, found.password_hash)
 
+    async def invited(self, token_hash: bytes) -> Invited | None:
+        """Return who was invited by this token, be it too old or not; None for an unknown one."""
+        async with self._engine.connection() as connection:
+            found = (
+                await connection.execute(
+                    text("SELECT * FROM tenancy.invitation_of_token(:hash)"), {"hash": token_hash}
+                )
+            ).one_or_none()
+        return None if found is None else Invited(**found._mapping)
+
     async def get(self, user_id: UUID) -> Account:
         """Return a user with all memberships, whether they may log in or not. Raises NotFound."""
         async with self._engine.connection() as connection:
@@ -44,7 +54,6 @@ class Accounts:
         return Account(
             user_id=found.id,
             email=found.email,
-            name=found.name,
             is_platform_admin=found.is_platform_admin,
             is_suspended=found.is_suspended,
             memberships=memberships,
@@ -85,6 +94,7 @@ async def _memberships_of(connection: AsyncConnection, user_id: UUID) -> tuple[M
             tenant_slug=row.tenant_slug,
             tenant_name=row.tenant_name,
             tenant_status=TenantStatus(row.tenant_status),
+            name=row.name,
             status=MemberStatus(row.status),
             roles=tuple(row.roles),
             own_roles={name: tuple(held) for name, held in row.own_roles.items()},

@@ -49,6 +49,13 @@ class Members:
             raise NotFound(f"no user {user_id}")
         return _to_member(*found)
 
+    async def with_email(self, email: str) -> Member | None:
+        """Return the member with this address, if there is one."""
+        found = (
+            await self._session.execute(self._members().where(UserRow.email == email))
+        ).one_or_none()
+        return None if found is None else _to_member(*found)
+
     async def page(self, limit: int, after: tuple[datetime, UUID] | None) -> list[Member]:
         """Return up to `limit` members, oldest first, after the given (created_at, id)."""
         query = (
@@ -77,14 +84,15 @@ class Members:
         await self._session.delete(await self._row(user_id))
         await self._session.flush()
 
-    async def has_other_admin(self, user_id: UUID) -> bool:
-        """Whether someone else can still administer the tenant. Lock the tenant before."""
+    async def has_administrator(self, *, besides: UUID | None = None) -> bool:
+        """Whether someone, `besides` the one given, can administer it. Lock the tenant before."""
         query = select(func.count()).where(
             MembershipRow.tenant_id == self._tenant_id,
-            MembershipRow.user_id != user_id,
             MembershipRow.status == MemberStatus.ACTIVE,
             MembershipRow.roles.contains([ADMIN]),
         )
+        if besides is not None:
+            query = query.where(MembershipRow.user_id != besides)
         return bool(await self._session.scalar(query))
 
     async def has_role(self, role: str) -> bool:

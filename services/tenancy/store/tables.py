@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Text
+from sqlalchemy import LargeBinary, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -55,6 +55,16 @@ class MembershipRow(TenancyRow):
     version: Mapped[int]
 
 
+class InvitationRow(TenantOwned, TenancyRow):
+    """What is kept of an invitation that has not been accepted yet."""
+
+    __tablename__ = "invitations"
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    expires_at: Mapped[datetime]
+
+
 class RoleRow(TenantOwned, TenancyRow):
     """A role that a tenant made for itself."""
 
@@ -65,3 +75,13 @@ class RoleRow(TenantOwned, TenancyRow):
     permissions: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+
+class RemovedTenantRow(TenancyRow):
+    """A tenant that was removed, until that was said for the last time."""
+
+    __tablename__ = "removed_tenants"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    slug: Mapped[str]
+    removed_at: Mapped[datetime]

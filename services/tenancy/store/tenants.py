@@ -53,11 +53,6 @@ class Tenants:
         row.updated_at = tenant.updated_at
         row.version = tenant.version
 
-    async def remove(self, tenant_id: UUID) -> None:
-        """Remove the tenant with its memberships and roles. Raises NotFound."""
-        await self._session.delete(await self._row(tenant_id))
-        await self._session.flush()
-
     async def _row(self, tenant_id: UUID, *, lock: bool = False) -> TenantRow:
         query = select(TenantRow).where(
             TenantRow.tenant_id == self._tenant_id, TenantRow.tenant_id == tenant_id

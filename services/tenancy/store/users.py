@@ -14,32 +14,44 @@ class Users:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def add(
-        self, new_id: UUID, *, email: str, name: str, password_hash: str | None, at: datetime
-    ) -> UUID:
+    async def add(self, new_id: UUID, *, email: str, at: datetime) -> UUID:
         """Add a user and return their id, or that of the one who has the address already.
 
-        Who exists keeps their name and password.
+        Who is new has no password, and who exists keeps theirs.
         """
         added = await self._session.execute(
-            text("SELECT tenancy.add_user(:id, :email, :name, :hash, :at)"),
-            {"id": new_id, "email": email, "name": name, "hash": password_hash, "at": at},
+            text("SELECT tenancy.add_user(:id, :email, :at)"),
+            {"id": new_id, "email": email, "at": at},
         )
         user_id: UUID = added.scalar_one()
         return user_id
 
     async def add_first_admin(
-        self, new_id: UUID, *, email: str, name: str, password_hash: str, at: datetime
+        self, new_id: UUID, *, email: str, password_hash: str, at: datetime
     ) -> bool:
         """Add the platform's first admin if there is no user at all; return whether there was none.
 
         Until the transaction ends, nobody else can.
         """
         added = await self._session.execute(
-            text("SELECT tenancy.add_first_admin(:id, :email, :name, :hash, :at)"),
-            {"id": new_id, "email": email, "name": name, "hash": password_hash, "at": at},
+            text("SELECT tenancy.add_first_admin(:id, :email, :hash, :at)"),
+            {"id": new_id, "email": email, "hash": password_hash, "at": at},
         )
         return bool(added.scalar_one())
+
+    async def settle_password(
+        self, user_id: UUID, *, seen: str | None, first_hash: str | None
+    ) -> bool:
+        """Give a user without a password their first; one that there is stays.
+
+        Return whether they are not barred and their password's hash is still the one that was
+        seen (None: no password). Until the transaction ends, both stay so.
+        """
+        settled = await self._session.execute(
+            text("SELECT tenancy.settle_password(:id, :seen, :first)"),
+            {"id": user_id, "seen": seen, "first": first_hash},
+        )
+        return bool(settled.scalar_one())
 
     async def bar(self, user_id: UUID, since: datetime | None) -> bool:
         """Bar a user from every tenant, or (None) let them in again; return whether that is new."""

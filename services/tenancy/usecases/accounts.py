@@ -4,10 +4,10 @@ from datetime import datetime
 from uuid import UUID
 
 from libs.common.auth.roles import ADMIN
+from libs.common.email import normalise_email
 from libs.common.errors import Invalid, NotFound, Unauthenticated
 from services.tenancy.adapters.passwords import Passwords
 from services.tenancy.domain.account import Account
-from services.tenancy.domain.email import normalise_email
 from services.tenancy.domain.tenant import DEFAULT_SLUG
 from services.tenancy.store.accounts import Accounts
 from services.tenancy.store.store import TenancyStore
@@ -53,7 +53,7 @@ async def found(
     """
     name = email.partition("@")[0]
     if not await store.users.add_first_admin(
-        user_id, email=email, name=name, password_hash=password_hash, at=at
+        user_id, email=email, password_hash=password_hash, at=at
     ):
         return False
     await tenants.create(store, slug=DEFAULT_SLUG, name="Default", at=at)

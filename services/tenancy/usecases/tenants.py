@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
+from libs.common.db.erasure import erase_tenant
 from libs.common.errors import Conflict, PreconditionFailed, invalid
 from libs.common.events.tenancy import TenantCreated, TenantDeleted, TenantUpdated
 from services.tenancy.domain.tenant import SLUG, Tenant, TenantStatus
@@ -76,6 +77,20 @@ async def remove(store: TenancyStore, tenant_id: UUID, *, at: datetime) -> None:
     if tenant.status is not TenantStatus.SUSPENDED:
         raise Conflict("suspend the tenant first: removing it cannot be undone")
     members = await store.members.ids()
-    await store.tenants.remove(tenant_id)
+    await erase_tenant(store, "tenancy")
     await store.users.forget(members)
+    await store.removal.note(tenant.slug, at)
     store.emit(TenantDeleted(tenant_id=tenant_id, at=at, slug=tenant.slug))
+
+
+async def remove_again(store: TenancyStore, *, at: datetime) -> None:
+    """Say once more that a tenant was removed, and forget that it was.
+
+    While the others heard it the first time, a request or an event of the tenant may have been
+    under way, and written what nobody would ever erase.
+    """
+    slug = await store.removal.take()
+    if slug is None:
+        return  # another replica was quicker
+    await erase_tenant(store, "tenancy")
+    store.emit(TenantDeleted(tenant_id=store.tenant_id, at=at, slug=slug))

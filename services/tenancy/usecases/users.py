@@ -18,6 +18,7 @@ from libs.common.events.tenancy import (
     UserUpdated,
 )
 from services.tenancy.domain.account import Account
+from services.tenancy.domain.invitation import Invitation
 from services.tenancy.domain.member import Member, MemberStatus
 from services.tenancy.domain.role import check_may_hand_out, permissions_of
 from services.tenancy.store.store import TenancyStore
@@ -29,29 +30,78 @@ class _Who(TypedDict):
     user_id: UUID
 
 
-async def add(
+async def invite(
     store: TenancyStore,
     new_id: UUID,
+    invitation: Invitation,
     *,
     email: str,
     name: str,
     roles: Sequence[str],
-    password_hash: str | None,
     held: Iterable[str],
     at: datetime,
 ) -> Member:
-    """Let someone join the tenant; a user is made if the address is new.
+    """Invite someone to the tenant; a user is made, without a password, if the address is new.
 
-    Whether it was cannot be told from what comes back: a known user keeps their password and, with
-    others, their name. `held` are the caller's permissions.
+    Whether it was cannot be told from what comes back. Until they accept they may do nothing here.
+    `held` are the caller's permissions.
     Raises Invalid for an unknown role, Forbidden for one that may do more than the caller, Conflict
     if the address belongs to the tenant already.
     """
+    await store.tenants.lock()
     check_may_hand_out(held, await _permissions_of(store, roles))
-    user_id = await store.users.add(
-        new_id, email=email, name=name, password_hash=password_hash, at=at
+    user_id = await store.users.add(new_id, email=email, at=at)
+    member = _new_member(user_id, email, name, roles, MemberStatus.INVITED, at)
+    await store.members.add(member)
+    await store.invitations.keep(user_id, invitation)
+    return member
+
+
+async def invite_again(
+    store: TenancyStore,
+    user_id: UUID,
+    invitation: Invitation,
+    *,
+    held: Iterable[str],
+    at: datetime,
+) -> Member:
+    """Make a new invitation for someone who has not accepted theirs, which is void.
+
+    Raises NotFound; Forbidden if they would get more permissions than the caller has; Conflict if
+    they have joined.
+    """
+    await store.tenants.lock()
+    member = await store.members.get(user_id)
+    await _check_reach(store, member, held)
+    if member.status is not MemberStatus.INVITED:
+        raise Conflict(f"{member.email} has joined already")
+    await store.invitations.keep(user_id, invitation)
+    return member
+
+
+async def invite_admin(
+    store: TenancyStore,
+    new_id: UUID,
+    invitation: Invitation,
+    *,
+    email: str,
+    name: str,
+    at: datetime,
+) -> Member:
+    """Invite an administrator, or invite them again, for the platform.
+
+    Raises NotFound if there is no such tenant, Conflict once it has an administrator: from then on
+    its people decide who joins them.
+    """
+    await store.tenants.lock()
+    if await store.members.has_administrator():
+        raise Conflict("the tenant has an administrator, who invites others")
+    known = await store.members.with_email(email)
+    if known is not None and ADMIN in known.roles:
+        return await invite_again(store, known.id, invitation, held=["*"], at=at)
+    return await invite(
+        store, new_id, invitation, email=email, name=name, roles=[ADMIN], held=["*"], at=at
     )
-    return await join(store, user_id, email=email, name=name, roles=roles, at=at)
 
 
 async def join(
@@ -64,21 +114,17 @@ async def join(
     at: datetime,
 ) -> Member:
     """Make a user who exists a member of the tenant. Raises Conflict if they are one."""
-    member = Member(
-        id=user_id,
-        email=email,
-        name=name,
-        roles=tuple(sorted(set(roles))),
-        status=MemberStatus.ACTIVE,
-        created_at=at,
-        updated_at=at,
-        version=1,
-    )
+    member = _new_member(user_id, email, name, roles, MemberStatus.ACTIVE, at)
     await store.members.add(member)
-    who = _Who(tenant_id=store.tenant_id, at=at, user_id=user_id)
-    store.emit(UserCreated(**who, email=email, name=name))
-    store.emit(MembershipChanged(**who, roles=member.roles))
+    say_joined(store, member, at)
     return member
+
+
+def say_joined(store: TenancyStore, member: Member, at: datetime) -> None:
+    """Say that someone may enter the tenant from now on, and what as."""
+    who = _Who(tenant_id=store.tenant_id, at=at, user_id=member.id)
+    store.emit(UserCreated(**who, email=member.email, name=member.name))
+    store.emit(MembershipChanged(**who, roles=member.roles))
 
 
 async def update(
@@ -96,7 +142,8 @@ async def update(
 
     Raises NotFound; PreconditionFailed if `version` is given and is no longer theirs; Invalid for an
     unknown role; Forbidden if they have, or would get, more permissions than the caller; Conflict
-    if nobody would be left to administer the tenant.
+    if nobody would be left to administer the tenant, and for roles and status of someone who has
+    not accepted the invitation: whoever holds that would get what its maker could not give.
     """
     await store.tenants.lock()
     before = await store.members.get(user_id)
@@ -114,6 +161,8 @@ async def update(
     await _check_reach(store, before, held)
     if after.roles != before.roles:
         check_may_hand_out(held, await _permissions_of(store, after.roles))
+    if before.status is MemberStatus.INVITED and (roles is not None or status is not None):
+        raise Conflict("the invitation is not accepted yet: remove the user, and invite them anew")
     await _check_admin_remains(store, before, after)
     await store.members.update(after)
     _say_what_changed(store, before, after, at)
@@ -121,7 +170,7 @@ async def update(
 
 
 async def remove(store: TenancyStore, user_id: UUID, *, held: Iterable[str], at: datetime) -> None:
-    """End a user's membership; who belongs to no other tenant is forgotten.
+    """End a user's membership, or void their invitation; who belongs to no tenant is forgotten.
 
     Raises NotFound; Forbidden if they may do more than the caller; Conflict if nobody would be
     left to administer the tenant.
@@ -132,6 +181,8 @@ async def remove(store: TenancyStore, user_id: UUID, *, held: Iterable[str], at:
     await _check_admin_remains(store, member, None)
     await store.members.remove(user_id)
     await store.users.forget([user_id])
+    if member.status is MemberStatus.INVITED:
+        return  # nobody heard of them
     who = _Who(tenant_id=store.tenant_id, at=at, user_id=user_id)
     store.emit(MembershipRemoved(**who))
     store.emit(UserDeleted(**who))
@@ -142,6 +193,8 @@ async def suspend(store: TenancyStore, account: Account, *, at: datetime) -> Non
     if not await store.users.bar(account.user_id, at):
         raise Conflict("the user is suspended already")
     for membership in account.memberships:
+        if membership.status is MemberStatus.INVITED:
+            continue  # nobody there has heard of them
         store.emit(UserDisabled(tenant_id=membership.tenant_id, at=at, user_id=account.user_id))
 
 
@@ -155,6 +208,8 @@ async def reinstate(store: TenancyStore, account: Account, *, at: datetime) -> N
 
 
 def _say_what_changed(store: TenancyStore, before: Member, after: Member, at: datetime) -> None:
+    if after.status is MemberStatus.INVITED:
+        return  # nobody has heard of them yet
     who = _Who(tenant_id=store.tenant_id, at=at, user_id=after.id)
     if after.name != before.name:
         store.emit(UserUpdated(**who, email=after.email, name=after.name))
@@ -171,9 +226,33 @@ async def _check_reach(store: TenancyStore, member: Member, held: Iterable[str])
 
 
 async def _check_admin_remains(store: TenancyStore, before: Member, after: Member | None) -> None:
-    stays = after is not None and ADMIN in after.roles and after.status is MemberStatus.ACTIVE
-    if ADMIN in before.roles and not stays and not await store.members.has_other_admin(before.id):
+    stays = after is not None and after.is_administrator
+    if (
+        before.is_administrator
+        and not stays
+        and not await store.members.has_administrator(besides=before.id)
+    ):
         raise Conflict("this is the tenant's last administrator")
+
+
+def _new_member(
+    user_id: UUID,
+    email: str,
+    name: str,
+    roles: Sequence[str],
+    status: MemberStatus,
+    at: datetime,
+) -> Member:
+    return Member(
+        id=user_id,
+        email=email,
+        name=name,
+        roles=tuple(sorted(set(roles))),
+        status=status,
+        created_at=at,
+        updated_at=at,
+        version=1,
+    )
 
 
 async def _permissions_of(store: TenancyStore, roles: Sequence[str]) -> tuple[str, ...]:

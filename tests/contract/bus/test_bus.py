@@ -448,3 +448,50 @@ async def test_a_replica_that_stumbles_over_what_each_must_hear_is_told_again(
     await bus_world.say(bus, "user 3 is locked")
 
     await listener.hears("user 3 is locked")
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_something_cancelled_that_a_handler_waited_for_is_a_failure_like_any_other(
+    bus_world: World, mode: Mode
+) -> None:
+    async def wait_for_what_is_cancelled(said: Sequence[str]) -> None:
+        if said == ["cursed"]:
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+    listener = Listener(before=wait_for_what_is_cancelled)
+    subscription = bus_world.subscription("rules.pumps", mode=mode, attempts=2)
+    bus = await bus_world.service((subscription, listener))
+
+    await bus_world.say(bus, "one", "cursed", "two")
+
+    await listener.hears("two")
+    await eventually(lambda: listener.calls.count(["cursed"]) == 2)
+    await bus_world.say(bus, "three")
+    await listener.hears("three")
+    await bus.check()
+
+
+async def test_a_subscription_that_has_ended_is_named_as_the_reason_not_to_be_ready(
+    bus_world: World,
+) -> None:
+    class _Beyond(BaseException):
+        """Not an Exception, so no bus takes it for a failure of the message."""
+
+    async def end_the_task(said: Sequence[str]) -> None:
+        raise _Beyond
+
+    ended, other = Listener(before=end_the_task), Listener()
+    subscription = bus_world.subscription("rules.pumps")
+    bus = await bus_world.service(
+        (subscription, ended), (bus_world.subscription("alerting.pumps"), other)
+    )
+    await bus.check()
+
+    await bus_world.say(bus, "one")
+
+    await other.hears("one")
+    await eventually(lambda: ended.calls)
+    with pytest.raises(Unavailable, match=subscription.name):
+        await bus.check()

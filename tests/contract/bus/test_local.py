@@ -1,18 +1,22 @@
 """What may go wrong with the edge's log in particular: a PostgreSQL that hangs, floods, slow readers."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from libs.common.bus import local
-from libs.common.bus.base import Mode
-from libs.common.errors import Unavailable
+from libs.common.bus.base import Mode, Subscription
+from libs.common.errors import Invalid, Unavailable
 from tests.contract.bus.world import Listener, LocalWorld, eventually
 from tests.waiting import until
 
 APPEND_LOCK = 7301001
+MIB = 1024**2
+ARCHITECTURE = Path(__file__).parents[3] / "ARCHITECTURE.md"
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ async def test_stopping_while_the_log_hangs_ends_and_tells_those_who_publish(
     async with admin.transaction():
         await admin.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
         publishing = [asyncio.create_task(world.say(bus, "one"))]
-        await asyncio.sleep(0.05)
+        await until(lambda: _waits_to_append(admin), "the first waits for the lock")
         publishing.append(asyncio.create_task(world.say(bus, "two")))
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
@@ -78,7 +82,7 @@ async def test_one_publishers_bad_message_fails_alone(
     async with admin.transaction():
         await admin.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
         first = asyncio.create_task(world.say(bus, "first"))
-        await asyncio.sleep(0.05)
+        await until(lambda: _waits_to_append(admin), "the first waits for the lock")
         # These wait behind the first and would go in one transaction.
         good = [asyncio.create_task(world.say(bus, f"{n}")) for n in range(2)]
         await asyncio.sleep(0)
@@ -93,17 +97,17 @@ async def test_one_publishers_bad_message_fails_alone(
     assert listener.done == ["first", "0", "1", "2"]
 
 
-async def test_a_flood_between_two_looks_at_the_partitions_finds_room(world: LocalWorld) -> None:
-    """The first look is at the start, the next in ten seconds."""
+async def test_a_flood_finds_room(world: LocalWorld) -> None:
+    """Those who publish make it; one message alone may need more of it than lies ahead."""
     bus = await world.service()
+    await bus.publish([world.message("flood") for _ in range(40_000)])
     for _ in range(16):
         await world.say(bus, *map(str, range(2_500)))
 
 
 async def test_a_replica_that_is_slow_loses_nothing_to_the_trimming(
-    world: LocalWorld, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    world: LocalWorld, admin: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(local, "TRIM_S", 0.05)
     await admin.execute("DELETE FROM bus.subscribers")
     gate = asyncio.Event()
 
@@ -112,15 +116,17 @@ async def test_a_replica_that_is_slow_loses_nothing_to_the_trimming(
 
     slow, quick = Listener(before=wait_at_the_gate), Listener()
     subscription = world.subscription("gateway.live", mode=Mode.PER_REPLICA, batch=100)
-    bus = await world.service((subscription, slow), (world.subscription("rules", batch=100), quick))
+    bus = await world.log((subscription, slow), (world.subscription("rules", batch=100), quick))
+    first = await admin.fetchval("SELECT last_value FROM bus.position")
     for _ in range(10):
         await world.say(bus, *map(str, range(2_000)))
     await eventually(lambda: len(quick.done) == 20_000)
-    before = await admin.fetchval("SELECT last_value FROM bus.position")
-    await eventually(lambda: bus._subscribers[1].saved >= before)  # type: ignore[attr-defined]  # a LocalBus
-    await asyncio.sleep(0.3)
+    await bus.trim()
+    assert await _is_kept(admin, first + 1)
     gate.set()
     await eventually(lambda: len(slow.done) == 20_000, "the slow one hears everything")
+    await bus.trim()
+    assert not await _is_kept(admin, first + 1)
 
 
 async def test_what_everyone_has_read_is_dropped(
@@ -135,10 +141,154 @@ async def test_what_everyone_has_read_is_dropped(
         await world.say(bus, *map(str, range(2_000)))
 
     async def is_dropped() -> bool:
-        oldest = await admin.fetchval("SELECT coalesce(min(position), 0) FROM bus.log")
-        return bool(oldest > first + 8_192)
+        return not await _is_kept(admin, first + 1)
 
     await until(is_dropped, "the oldest partition dropped")
+
+
+async def test_who_reads_the_log_for_long_stops_nobody(
+    world: LocalWorld,
+    admin: asyncpg.Connection,
+    bus_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a backup does: it has a lock on every table until it has read the last one."""
+    monkeypatch.setattr(local, "TRIM_S", 0.05)
+    await admin.execute("DELETE FROM bus.subscribers")
+    listener = Listener()
+    bus = await world.log((world.subscription("rules", batch=256), listener))
+    outbox = bus.outbox(world.schema)
+    first = await admin.fetchval("SELECT last_value FROM bus.position")
+    reader = await asyncpg.connect(bus_database_url)
+    try:
+        async with reader.transaction():
+            await reader.fetch("SELECT FROM bus.log")
+            for _ in range(15):
+                async with asyncio.timeout(5):
+                    await world.say(bus, *map(str, range(2_000)))
+                    async with world.transaction() as connection:
+                        await outbox.write(connection, [world.message("in a transaction")])
+            await eventually(lambda: len(listener.done) == 30_015)
+            await bus.trim()
+            assert await _is_kept(admin, first + 1)
+    finally:
+        await reader.close()
+
+    async def is_dropped() -> bool:
+        return not await _is_kept(admin, first + 1)
+
+    await until(is_dropped, "the oldest partition dropped after all")
+
+
+async def test_what_is_not_committed_yet_is_not_taken_for_read(
+    world: LocalWorld, admin: asyncpg.Connection
+) -> None:
+    """A message has its place before its transaction ends; dropping waits for it, and looks again."""
+    await admin.execute("DELETE FROM bus.subscribers")
+    listener = Listener()
+    bus = await world.log((world.subscription("rules"), listener))
+    await admin.execute("ALTER FUNCTION bus.drop_read SET lock_timeout = '10s'")
+    try:
+        async with world.transaction() as connection:
+            await bus.outbox(world.schema).write(connection, [world.message("late")])
+            # As if it were the last one of its partition.
+            await admin.execute(
+                "SELECT setval('bus.position', last_value / 8192 * 8192 + 8191) FROM bus.position"
+            )
+            trimming = asyncio.create_task(bus.trim())
+            await until(lambda: _waits_for_the_log(admin), "the trimming waits")
+        await trimming
+    finally:
+        await admin.execute("ALTER FUNCTION bus.drop_read SET lock_timeout = '200ms'")
+    await listener.hears("late")
+
+
+async def test_a_full_log_refuses_what_is_published_until_it_is_read(
+    world: LocalWorld, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "TRIM_S", 0.05)
+    await admin.execute("DELETE FROM bus.subscribers")
+    gate = asyncio.Event()
+
+    async def wait_at_the_gate(said: Sequence[str]) -> None:
+        await gate.wait()
+
+    listener = Listener(before=wait_at_the_gate)
+    world.max_bytes = await _bytes_now(world) + 8 * MIB
+    bus = await world.log((world.subscription("rules"), listener))
+    said = [f"{number} {secrets.token_hex(MIB // 2)}" for number in range(16)]
+    published: list[str] = []
+    while not bus.is_full:
+        published.append(said.pop())
+        await world.say(bus, published[-1])
+        await bus.trim()
+    assert len(published) >= 4
+    with pytest.raises(Unavailable, match="full"):
+        await world.say(bus, said.pop())
+    with pytest.raises(Unavailable, match="full"):
+        await bus.check()
+    assert bus.behind()[bus._subscribers[0].name] >= len(published)
+    # What was begun can be ended: handlers have things to say, and would wait for themselves.
+    async with world.transaction() as connection:
+        await bus.outbox(world.schema).write(connection, [world.message("in a transaction")])
+
+    gate.set()
+    await listener.hears(*published, "in a transaction")
+    await until(lambda: not bus.is_full, "there is room again")
+    await world.say(bus, "the next")
+    await listener.hears("the next")
+    await bus.check()
+
+
+async def test_dead_letters_are_kept_and_count(world: LocalWorld) -> None:
+    async def refuse(said: Sequence[str]) -> None:
+        raise Invalid("no such metric")
+
+    subscription = world.subscription("rules")
+    world.max_bytes = await _bytes_now(world) + 64 * MIB
+    bus = await world.log((subscription, Listener(before=refuse)))
+    said = [f"{number} {secrets.token_hex(MIB // 2)}" for number in range(4)]
+    before = bus.kept.dead_letters_bytes
+    await world.say(bus, *said)
+
+    async def are_dead() -> bool:
+        await bus.trim()
+        return bus.kept.dead_letters.get(subscription.name) == len(said)
+
+    await until(are_dead, "the dead letters are counted")
+    assert bus.kept.dead_letters_bytes >= before + 4 * MIB
+    bus.max_bytes = bus.kept.log_bytes + bus.kept.retries_bytes + 4 * MIB
+    with pytest.raises(Unavailable, match="full"):
+        await world.say(bus, "one more")
+    assert [letter.body.decode() for letter in await world.dead_letters(subscription)] == said
+
+
+async def test_dead_letters_that_are_put_back_are_tried_again(
+    world: LocalWorld, admin: asyncpg.Connection
+) -> None:
+    """As ARCHITECTURE.md tells the operators."""
+    mended = False
+
+    async def refuse_until_mended(said: Sequence[str]) -> None:
+        if not mended:
+            raise Invalid("no such metric")
+
+    subscription, listener = world.subscription("rules"), Listener(before=refuse_until_mended)
+    bus = await world.log((subscription, listener))
+    await world.say(bus, "one", "two")
+    await until(lambda: _dead(world, subscription, 2), "both are dead letters")
+    await eventually(lambda: not bus._subscribers[0].retry_due, "it looks for retries no more")
+    mended = True
+    [put_back] = [
+        block
+        for block in ARCHITECTURE.read_text().split("```")
+        if "INSERT INTO bus.retries" in block
+    ]
+    await admin.execute(put_back.removeprefix("sql").replace("rules.events", subscription.name))
+    await bus.trim()
+    await listener.hears("one", "two")
+    assert await world.dead_letters(subscription) == []
+    assert sorted(listener.done) == ["one", "two"]
 
 
 async def test_losing_every_connection_interrupts_and_loses_nothing(
@@ -175,3 +325,39 @@ async def test_a_hanging_log_is_not_ready(
     finally:
         for connection in taken:
             await bus._pool.release(connection)  # type: ignore[attr-defined]  # a LocalBus
+
+
+async def _dead(world: LocalWorld, subscription: Subscription, count: int) -> bool:
+    return len(await world.dead_letters(subscription)) == count
+
+
+async def _is_kept(admin: asyncpg.Connection, position: int) -> bool:
+    kept: bool = await admin.fetchval(
+        "SELECT EXISTS (SELECT FROM bus.log WHERE position = $1)", position
+    )
+    return kept
+
+
+async def _bytes_now(world: LocalWorld) -> int:
+    """Return what other tests have left behind; the log is everybody's."""
+    bus = await world.log()
+    await bus.trim()
+    await bus.stop()
+    return bus.kept.total_bytes
+
+
+async def _waits_to_append(admin: asyncpg.Connection) -> bool:
+    waits: bool = await admin.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = $1::int"
+        " AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        APPEND_LOCK,
+    )
+    return waits
+
+
+async def _waits_for_the_log(admin: asyncpg.Connection) -> bool:
+    waits: bool = await admin.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'bus.log'::regclass"
+        " AND mode = 'AccessExclusiveLock' AND NOT granted)"
+    )
+    return waits

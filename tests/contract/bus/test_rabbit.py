@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
-from libs.common.bus.base import Subscription
+from libs.common.bus.base import Mode, Subscription
+from libs.common.bus.rabbit import RabbitBus
 from libs.common.bus.rabbit_topology import DELIVERY_LIMIT, UNROUTED
 from libs.common.errors import Invalid, Unavailable
 from tests.contract.bus.world import Listener, RabbitWorld, eventually
@@ -265,3 +267,25 @@ async def _comes_back(world: RabbitWorld, subscription: Subscription) -> None:
             if declared is not None and declared.consumer_count:
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_a_replica_is_told_that_it_may_have_missed_something(
+    rabbit_world: RabbitWorld,
+) -> None:
+    heard, gaps = Listener(), []
+    subscription = replace(
+        rabbit_world.subscription("gateway.cache", mode=Mode.PER_REPLICA),
+        on_gap=lambda: gaps.append("gap"),
+    )
+    bus = await rabbit_world.service((subscription, heard))
+    await rabbit_world.say(bus, "before")
+    await heard.hears("before")
+    assert gaps == []
+
+    assert isinstance(bus, RabbitBus)
+    await (await bus._in.connection()).close()
+
+    await eventually(lambda: gaps == ["gap"])
+    # By then it hears again.
+    await rabbit_world.say(bus, "after")
+    await heard.hears("after")

@@ -15,10 +15,12 @@ from pamqp.commands import Basic
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from libs.common.bus.base import Bus, Mode, Subscription
-from libs.common.bus.local import LocalBus
+from libs.common.bus.local import MAX_BYTES, LocalBus
 from libs.common.bus.rabbit import RabbitBus
+from libs.common.bus.subscriptions import Subscriptions
 from libs.common.clock import SystemClock
 from libs.common.db.engine import Database
+from libs.common.db.transactions import Store, Transactions
 from libs.common.events.base import Message
 
 DEADLINE_S = 20.0
@@ -36,6 +38,22 @@ CREATE_OUTBOX = """
       time timestamptz NOT NULL,
       traceparent text,
       body bytea NOT NULL
+    );
+"""
+
+CREATE_INBOX = """
+    CREATE SCHEMA IF NOT EXISTS {schema};
+    CREATE TABLE {schema}.inbox (
+      subscription text NOT NULL,
+      event_id uuid NOT NULL,
+      handled_at timestamptz NOT NULL DEFAULT now(),
+      PRIMARY KEY (subscription, event_id)
+    );
+    CREATE TABLE {schema}.done (
+      seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+      tenant_id uuid NOT NULL,
+      word text NOT NULL,
+      transaction bigint NOT NULL DEFAULT txid_current()
     );
 """
 
@@ -108,8 +126,19 @@ class World(ABC):
     def transaction(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
         """Open a transaction of the service whose outbox is `self.schema`."""
 
+    @property
+    @abstractmethod
+    def database(self) -> Database:
+        """The database of the service whose outbox, and inbox, is `self.schema`."""
+
     @abstractmethod
     async def close(self) -> None: ...
+
+    async def create_inbox(self) -> None:
+        """Create the service's inbox, and a table of what it has done."""
+        async with self.database.connection() as connection:
+            for statement in CREATE_INBOX.format(schema=self.schema).split(";")[:-1]:
+                await connection.exec_driver_sql(statement)
 
     def type(self, name: str = "pump.started") -> str:
         """Return an event type of this test's own."""
@@ -161,6 +190,12 @@ class World(ABC):
         bus = self._new_bus(relay=True)
         return await self._start(bus, listens)
 
+    async def service_of(self, subscriptions: Subscriptions[Store]) -> Bus:
+        """Start a replica of the service whose handlers these are."""
+        bus = self._new_bus(relay=True)
+        subscriptions.attach(bus, Transactions(self.database, bus.outbox(self.schema), Store))
+        return await self._start(bus, ())
+
     async def say(self, bus: Bus, *said: str) -> None:
         """Publish a `pump.started` for each word, in one call."""
         await bus.publish([self.message(word) for word in said])
@@ -194,7 +229,7 @@ class RabbitWorld(World):
         self.start_s = 30.0
         self._database_url = database_url
         self._database: Database | None = None
-        self._subscribed: set[str] = set()
+        self._subscribed = {f"{self.schema}.events", f"{self.schema}.events.dead"}
 
     def subscription(
         self,
@@ -236,7 +271,7 @@ class RabbitWorld(World):
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        async with self._outbox_database().connection() as connection:
+        async with self.database.connection() as connection:
             yield connection
 
     async def create_outbox(self) -> None:
@@ -256,7 +291,8 @@ class RabbitWorld(World):
             for name in self._subscribed:
                 await channel.queue_delete(name)
 
-    def _outbox_database(self) -> Database:
+    @property
+    def database(self) -> Database:
         if self._database is None:
             self._database = Database(self._database_url, across_tenants=True)
         return self._database
@@ -266,7 +302,7 @@ class RabbitWorld(World):
             self.url,
             service="tests",
             shards=SHARDS,
-            relays={self.schema: self._outbox_database()} if relay else {},
+            relays={self.schema: self.database} if relay else {},
             queue_max_bytes=self.queue_max_bytes,
             start_s=self.start_s,
             stop_s=0.5,
@@ -278,8 +314,13 @@ class LocalWorld(World):
 
     def __init__(self, database_url: str) -> None:
         super().__init__()
+        self.max_bytes = MAX_BYTES
         self._database_url = database_url
         self._database = Database(database_url, across_tenants=True)
+
+    @property
+    def database(self) -> Database:
+        return self._database
 
     async def dead_letters(self, subscription: Subscription) -> list[DeadLetter]:
         connection = await asyncpg.connect(self._database_url)
@@ -308,5 +349,13 @@ class LocalWorld(World):
         await self.stop_all()
         await self._database.close()
 
+    async def log(
+        self, *listens: tuple[Subscription, Callable[[Sequence[Message]], Awaitable[None]]]
+    ) -> LocalBus:
+        """Start a service as `service` does, and return its bus as what it is."""
+        bus = await self.service(*listens)
+        assert isinstance(bus, LocalBus)
+        return bus
+
     def _new_bus(self, *, relay: bool) -> LocalBus:
-        return LocalBus(self._database_url, SystemClock())
+        return LocalBus(self._database_url, SystemClock(), max_bytes=self.max_bytes)

@@ -54,6 +54,8 @@ OPEN_TABLES: dict[str, str] = {
     "historian.tenant": "numbers of tenants: read by functions and by retention's engine alone",
     "gateway.signing_keys": "the installation's own keys, of no tenant",
     "rules.shards": "which worker evaluates which shard, of no tenant",
+    "ml.shards": "which worker scores which shard, of no tenant",
+    "ingest.endpoints": "which processes devices connect to, of no tenant",
 }
 """Tables without a tenant's policy. All others must have it."""
 
@@ -63,6 +65,13 @@ OTHER_POLICIES: dict[tuple[str, str], str] = {
         "members_only",
     ): "a user is nobody's: a tenant sees those who are its members",
     ("tenancy.users", "by_function"): "users are written by the owner's functions alone",
+    **{
+        (
+            f"ingest.{table}",
+            "by_function",
+        ): "the owner's function trims one tenant's, which it binds itself"
+        for table in ("quarantine", "quarantine_overflow")
+    },
     **{
         (
             f"historian.{table}",
@@ -84,9 +93,8 @@ DEFINERS: dict[str, Definer] = {
         RW | {BUS, "retention_engine"},
         "appends to the log in its order; services speak for every tenant",
     ),
-    "bus.turn(integer,bigint,bigint)": Definer(
-        OWNER, _callers(BUS), "makes and drops the log's partitions"
-    ),
+    "bus.end_partition(bigint)": Definer(OWNER, _callers(BUS), "ends a partition of the log"),
+    "bus.drop_read(bigint)": Definer(OWNER, _callers(BUS), "drops the log's partitions"),
     "historian.tenant_numbers()": Definer(
         OWNER,
         _callers("analytics_rw", "ml_rw", "rules_rw", "retention_rw", "ingest_rw", OBSERVER),
@@ -116,6 +124,12 @@ DEFINERS: dict[str, Definer] = {
     "historian.count_expired(uuid,timestamp with time zone,integer)": Definer(
         OWNER, _callers("retention_engine"), "counts what would be erased"
     ),
+    "historian.close_tenants()": Definer(
+        OWNER, _callers("retention_rw"), "closes the bound tenants' books, and no others"
+    ),
+    "historian.forget_tenants(timestamp with time zone)": Definer(
+        OWNER, _callers("retention_engine"), "forgets numbers of tenants long gone; says how many"
+    ),
     "historian.describe_series(integer[])": Definer(
         LOOKUP,
         _callers(
@@ -126,16 +140,27 @@ DEFINERS: dict[str, Definer] = {
     "historian.strays()": Definer(
         LOOKUP, _callers(HISTORIAN_WRITER, OBSERVER), "a count over all tenants, for an alarm"
     ),
+    "historian.stray_days(integer)": Definer(
+        LOOKUP, _callers(HISTORIAN_WRITER), "days of all tenants' points, to make partitions for"
+    ),
     "gateway.session_of_refresh_token(bytea)": Definer(
         LOOKUP, _callers("gateway_engine"), "a refresh says no tenant; the hash is the secret"
     ),
     "ingest.device_of_token(bytea)": Definer(
         LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is the secret"
     ),
-    "tenancy.add_user(uuid,text,text,text,timestamp with time zone)": Definer(
+    "ingest.trim_quarantine(uuid,integer,bigint)": Definer(
+        OWNER,
+        _callers(HISTORIAN_WRITER),
+        "deletes the oldest of one tenant's entries, named in the call; a count back",
+    ),
+    "ingest.devices_let_in(uuid[],uuid[],bytea[])": Definer(
+        LOOKUP, _callers("ingest_engine"), "says which of the ids it is given are still let in"
+    ),
+    "tenancy.add_user(uuid,text,timestamp with time zone)": Definer(
         OWNER, _callers("tenancy_rw"), "an id back, whether the address was known or not"
     ),
-    "tenancy.add_first_admin(uuid,text,text,text,timestamp with time zone)": Definer(
+    "tenancy.add_first_admin(uuid,text,text,timestamp with time zone)": Definer(
         OWNER, _callers("tenancy_rw"), "does nothing once there is a user"
     ),
     "tenancy.bar_user(uuid,timestamp with time zone)": Definer(
@@ -143,6 +168,14 @@ DEFINERS: dict[str, Definer] = {
     ),
     "tenancy.forget_users(uuid[])": Definer(
         OWNER, _callers("tenancy_rw"), "removes only who belongs to no tenant; says nothing"
+    ),
+    "tenancy.settle_password(uuid,text,text)": Definer(
+        OWNER,
+        _callers("tenancy_rw"),
+        "sets a password where there is none, or confirms one to who knows its hash; yes or no back",
+    ),
+    "tenancy.invitation_of_token(bytea)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "who accepts says no tenant; the hash is the secret"
     ),
     "tenancy.user_of_email(text)": Definer(
         LOOKUP, _callers("tenancy_engine"), "a login says no tenant"
@@ -163,6 +196,8 @@ PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
     "sec.tenants()": _callers(PUBLIC),
     "sec.iiot_now()": _callers(PUBLIC),
     "historian.parts_before(timestamp with time zone)": _callers(),
+    "bus.make_room(bigint,bigint)": _callers(),
+    "bus.read_partitions(bigint)": _callers(),
 }
 """Functions that run with their caller's rights, and who may call them."""
 
@@ -198,6 +233,8 @@ GRANTS: dict[tuple[str, str], Grant] = {
             "historian.tenant",
             "historian.texts_default",
             "ingest.credentials",
+            "ingest.tenants",
+            "tenancy.invitations",
             "tenancy.memberships",
             "tenancy.roles",
             "tenancy.tenants",
@@ -225,10 +262,22 @@ GRANTS: dict[tuple[str, str], Grant] = {
         "points of all tenants come in one stream",
     ),
     ("rules_engine", "rules.shards"): Grant("SELECT INSERT UPDATE", "claims shards"),
+    ("ml_engine", "ml.shards"): Grant("SELECT INSERT UPDATE", "claims shards"),
+    ("ingest_engine", "ingest.tenants"): Grant(
+        "SELECT(status, said_at) DELETE", "forgets tenants long gone"
+    ),
+    ("tenancy_engine", "tenancy.removed_tenants"): Grant(
+        "SELECT(tenant_id, removed_at)", "finds whose removal is to be said again"
+    ),
     ("ml_engine", "ml.models"): Grant("SELECT", "points of all tenants come in one stream"),
+    ("ingest_engine", "ingest.devices"): Grant(
+        "SELECT(tenant_id, id, endpoint_id)", "an endpoint that died leaves devices of all tenants"
+    ),
     # Tables of no tenant.
+    ("ingest_rw", "ingest.endpoints"): Grant("SELECT INSERT UPDATE DELETE", "keeps leases"),
     ("gateway_rw", "gateway.signing_keys"): Grant("SELECT INSERT DELETE", "keeps its keys"),
     ("rules_rw", "rules.shards"): Grant("SELECT UPDATE", "fences off one that lost its shard"),
+    ("ml_rw", "ml.shards"): Grant("SELECT UPDATE", "fences off one that lost its shard"),
     ("tenancy_rw", "tenancy.users"): Grant("SELECT(id, email)", "members, by the policy; no hash"),
 }
 """What roles may do beyond a service's own tenant tables, exactly."""
@@ -239,6 +288,13 @@ for _service in SERVICES:
     GRANTS[_engine, f"{_service}.outbox"] = Grant("SELECT DELETE", "the relay")
     GRANTS[_rw, f"{_service}.inbox"] = Grant("SELECT INSERT", "marks what it handled")
     GRANTS[_engine, f"{_service}.inbox"] = Grant("SELECT DELETE", "trims it")
+
+WITH_KEYS = ("tenancy", "ingest", "rules", "alerting", "ml", "retention")
+"""The services that create at a request, and so take an Idempotency-Key."""
+for _service in WITH_KEYS:
+    GRANTS[f"{_service}_engine", f"{_service}.idempotency_keys"] = Grant(
+        "SELECT(created_at) DELETE", "forgets keys that are old"
+    )
 
 # What is erased and the word of it commit together.
 GRANTS["retention_engine", "retention.outbox"] = Grant("SELECT INSERT DELETE", "the relay; says")
@@ -251,6 +307,7 @@ HIDDEN_FROM_OBSERVER = frozenset(
         "password_hash",
         "token_hash",
         "parent_hash",
+        "answer",
         "ticket_hash",
         "private_pem",
         "secret",
@@ -258,7 +315,7 @@ HIDDEN_FROM_OBSERVER = frozenset(
         "email",
     }
 )
-"""Columns that not even the operators' dashboards read."""
+"""Columns that not even the operators' dashboards read. (Nor any bytea: hashes, bodies of messages.)"""
 
 SCHEMA_USERS: dict[str, frozenset[str]] = {
     "sec": _callers(PUBLIC),
@@ -280,6 +337,7 @@ UNIQUE_ACROSS_TENANTS: dict[str, str] = {
     "gateway.refresh_tokens_hash": "random: that two are equal does not happen",
     "gateway.tickets_hash": "random: that two are equal does not happen",
     "ingest.credentials_token": "random: that two are equal does not happen",
+    "tenancy.invitations_token": "random: that two are equal does not happen",
     "historian.series_id_key": "given by a sequence, never chosen",
     "tenancy.tenants_slug_key": "chosen by the platform's admins alone, who see all",
 }
@@ -287,9 +345,14 @@ UNIQUE_ACROSS_TENANTS: dict[str, str] = {
 
 INDEXES_ACROSS_TENANTS: dict[str, str] = {
     "alerting.firings_cleared": "alerting_engine's, which crosses",
+    **{
+        f"{service}.idempotency_keys_oldest": f"{service}_engine's, which crosses"
+        for service in WITH_KEYS
+    },
     "gateway.sessions_revoked": "gateway_engine's, which crosses",
     "gateway.sessions_expiry": "gateway_engine's, which crosses",
     "gateway.tickets_expiry": "gateway_engine's, which crosses",
+    "ingest.devices_of_endpoint": "ingest_engine's, which crosses",
     "tenancy.memberships_of_user": "the look-up's at login",
 }
 """Other indexes of tenants' tables that do not lead with the tenant."""

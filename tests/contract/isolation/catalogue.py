@@ -145,14 +145,15 @@ async def tables_are_granted_as_listed(connection: Connection) -> list[str]:
 
 
 async def secrets_are_hidden(connection: Connection) -> list[str]:
-    """The observer reads every tenant's rows, and no secret or address in them."""
+    """The observer reads every tenant's rows, and no secret, address or message in them."""
     rows = await connection.fetch(
         f"""
         SELECT nspname || '.' || relname || '.' || attname AS name
         FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
         JOIN pg_namespace n ON n.oid = relnamespace
         WHERE {_OURS} AND attnum > 0 AND NOT attisdropped AND relkind IN ('r', 'p', 'v')
-          AND attname = ANY($1) AND has_column_privilege('{OBSERVER}', c.oid, attnum, 'SELECT')
+          AND (attname = ANY($1) OR atttypid = 'bytea'::regtype)
+          AND has_column_privilege('{OBSERVER}', c.oid, attnum, 'SELECT')
         """,
         list(allowed.HIDDEN_FROM_OBSERVER),
     )

@@ -56,6 +56,7 @@ FIELDS: dict[str, Callable[[], object]] = {
     "metric": lambda: METRIC,
     "values": lambda: {METRIC: 20.5},
     "POST /api/v1/ml/models/{model_id}/score#values": lambda: [20.5],
+    "POST /api/v1/telemetry/quarantine/{entry_id}/replay#": lambda: {"values": {METRIC: 20.5}},
     "name": lambda: f"walk-{uuid4()}",
     "slug": lambda: f"walk-{uuid4()}",
     "type": lambda: "threshold",
@@ -69,16 +70,19 @@ FIELDS: dict[str, Callable[[], object]] = {
     "POST /api/v1/retention/policies#data_type": lambda: "alerts",
     "dry_run": lambda: True,
     "refresh_token": lambda: secrets.token_urlsafe(32),
+    "token": lambda: secrets.token_urlsafe(32),
 }
 """Fit values for what the schema alone does not say."""
 
 PUBLIC = {
     "POST /api/v1/auth/login": "here one gets a credential",
+    "POST /api/v1/auth/invitations/accept": "the invitation is the credential",
     "POST /api/v1/auth/refresh": "the refresh token is the credential",
 }
 
 WITHOUT_ROWS = {
     "historian.texts": "no metric of the walk is text",
+    "tenancy.removed_tenants": "has a row when a tenant is gone",
 }
 """Tenants' tables in which B has nothing, and so nothing to lose."""
 
@@ -114,9 +118,10 @@ class Tenant:
 
     async def call(self, method: str, path: str, **body: object) -> Document:
         """Ask for something that must be granted."""
-        answer = await self.platform.http.request(
-            method, path, json=body or None, headers=await self.credential()
-        )
+        headers = await self.credential()
+        if method == "POST":
+            headers["idempotency-key"] = str(uuid4())
+        answer = await self.platform.http.request(method, path, json=body or None, headers=headers)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         document: Document = answer.json() if answer.content else {}
         return document
@@ -239,9 +244,10 @@ class Tenant:
         entry = uuid4()
         await self.platform.admin.execute(
             "INSERT INTO ingest.quarantine (tenant_id, id, device_id, received_at, reason, detail,"
-            " payload) VALUES ($1, $2, gen_random_uuid(), now(), 'unparseable', $3, '{}')",
+            " payload) VALUES ($1, $2, $3, now(), 'unparseable', $4, '{}')",
             self.id,
             entry,
+            UUID(await self.device()),
             self.named(),
         )
         return str(entry)
@@ -304,6 +310,15 @@ class Tenant:
             self.named(),
         )
         await self.platform.admin.execute(
+            "INSERT INTO ingest.quarantine_overflow (tenant_id, dropped, since, latest)"
+            " VALUES ($1, 1, now(), now()) ON CONFLICT DO NOTHING",
+            self.id,
+        )
+        await self.platform.admin.execute(
+            "INSERT INTO ingest.tenants (tenant_id, status, said_at) VALUES ($1, 'active', now())",
+            self.id,
+        )
+        await self.platform.admin.execute(
             "INSERT INTO rules.rule_state (tenant_id, rule_id, device_id)"
             " VALUES ($1, $2, gen_random_uuid()) ON CONFLICT DO NOTHING",
             self.id,
@@ -332,15 +347,20 @@ class Platform:
         await until(enough, query)
 
     async def open_tenant(self, root: Tenant, mark: str) -> Tenant:
-        """Open a tenant, with an admin who has a password."""
+        """Open a tenant, with an admin who has accepted and chosen a password."""
         email = f"{mark}@walk.example"
         made = await root.call(
             "POST",
             "/api/v1/tenants",
             slug=mark,
             name=f"{mark} works",
-            admin={"email": email, "name": f"{mark} admin", "password": PASSWORD},
+            admin={"email": email, "name": f"{mark} admin"},
         )
+        joined = await self.http.post(
+            "/api/v1/auth/invitations/accept",
+            json={"token": made["admin"]["invitation"]["token"], "password": PASSWORD},
+        )
+        assert joined.status_code == 200, joined.text
         return Tenant(self, UUID(made["id"]), email, mark)
 
     async def tenants_tables(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from libs.common.auth.principal import KeySource, Principal, PrincipalVerifier
 from libs.common.errors import Forbidden, Invalid, NotFound
 from libs.common.http.access import public
 from libs.common.http.app import create_app
+from libs.common.http.idempotency import repeatable
 from libs.common.http.schemas import Body
 from tests.contract.isolation.walker import Territory, walk
 from tests.database import PrincipalHeaders
@@ -81,6 +82,7 @@ class Warehouse:
             return Response(status_code=204)
 
         @router.post("/links", status_code=201)
+        @repeatable("no link is kept")
         async def link_thing(body: Link, who: who) -> dict[str, str]:
             if self.fault == "says invalid" and body.thing_id not in self.things:
                 raise Invalid("there is no such thing")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,11 @@ from libs.common.clock import SystemClock
 from libs.common.events.ingest import DeviceDeleted, DeviceUpdated
 from libs.common.events.tenancy import TenantDeleted, UserCreated, UserDeleted
 from libs.common.severity import Severity
-from services.alerting.domain.trigger import clearing_of_rule, trigger_of_rule
+from services.alerting.domain.trigger import (
+    MOST_DEVICE_ALARMS,
+    clearing_of_rule,
+    trigger_of_rule,
+)
 from services.alerting.usecases.alerts import clear, raise_alert
 from tests.alarms import Plant, rows
 from tests.database import DatabaseUrls
@@ -416,7 +421,8 @@ async def test_nothing_is_kept_of_a_tenant_that_is_no_more(
             database_urls,
             "SELECT table_name FROM information_schema.columns"
             " WHERE table_schema = 'alerting' AND column_name = 'tenant_id'"
-            " AND table_name <> 'outbox'",
+            # No request here brings a key; tests/contract/isolation/test_erasure.py has some.
+            " AND table_name NOT IN ('outbox', 'idempotency_keys')",
         )
     ]
     assert len(tables) == 7
@@ -437,3 +443,41 @@ async def test_nothing_is_kept_of_a_tenant_that_is_no_more(
 
     await until(is_erased, "all is erased")
     assert all((await kept(there)).values())
+
+
+async def test_a_device_that_floods_has_so_many_alerts_and_one_for_all_that_come_beyond(
+    plant: Plant,
+) -> None:
+    channel = await plant.mails_to("night@plant.example")
+    await plant.hears(*(plant.alarm(key=f"k{n}") for n in range(MOST_DEVICE_ALARMS + 30)))
+
+    async def beyond(count: int) -> dict[str, Any]:
+        async def holds() -> bool:
+            return [alert["count"] for alert in await found()] == [count]
+
+        async def found() -> list[dict[str, Any]]:
+            return [
+                a for a in await plant.alerts(state="open") if a["title"].startswith("Too many")
+            ]
+
+        await until(holds, f"{count} alarms in one alert")
+        return (await found())[0]
+
+    one = await beyond(30)
+    assert one["message"] == f"more than {MOST_DEVICE_ALARMS} are open; the latest: oil low"
+    assert len(await plant.alerts(limit=100)) == MOST_DEVICE_ALARMS + 1
+    await plant.notification_is(one["id"], channel, "opened", "delivered")
+
+    # The end of one makes room for the next, and only for that; what is open is counted as before.
+    await plant.hears(
+        plant.alarm(key="k1", active=False), plant.alarm(key="k98"), plant.alarm(key="k99")
+    )
+    await plant.hears(plant.alarm(key="k2"), plant.triggered())
+    await beyond(31)
+    await until(lambda: _has_heard(plant), "the rule's own alert, which no flood keeps away")
+    counts = [alert["count"] for alert in await plant.alerts(state="open", limit=100)]
+    assert sorted(counts) == [*[1] * MOST_DEVICE_ALARMS, 2, 31]
+
+
+async def _has_heard(plant: Plant) -> bool:
+    return bool(await plant.alerts(severity="critical"))

@@ -5,6 +5,8 @@ from uuid import uuid4
 
 import pytest
 
+from libs.common.http.pages import encode_cursor
+from services.alerting.api.channels import _Position
 from tests.alarms import Mailbox, Plant, Receiver, rows
 from tests.database import DatabaseUrls
 
@@ -27,6 +29,13 @@ async def test_a_webhooks_secret_is_shown_once_and_never_again(plant: Plant, web
         assert answer.status_code == 200
         assert secret not in answer.text
         assert "whsec" not in answer.text
+
+
+async def test_a_forged_cursor_is_refused_before_it_reaches_the_database(plant: Plant) -> None:
+    forged = encode_cursor(_Position("a name\0that no row can have", uuid4()))
+    answer = await plant.ask("GET", CHANNELS, params={"cursor": forged})
+    assert answer.status_code == 400
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["?cursor"]
 
 
 async def test_who_may_only_look_does_not_see_a_webhooks_path(plant: Plant, web: Receiver) -> None:

@@ -15,11 +15,13 @@ from libs.common import log
 from libs.common.errors import NotFound, Unavailable
 from libs.common.http.access import UndeclaredAccess, public
 from libs.common.http.app import DuplicateOperation, ServiceApp, create_app
+from libs.common.http.idempotency import repeatable
 from libs.common.http.metrics import Metrics
 from libs.common.http.pages import Limit, Page
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Moment
 from libs.common.trace import current_traceparent
+from tests.waiting import until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -62,6 +64,7 @@ async def read_device(device_id: int, who: CanRead) -> dict[str, JsonValue]:
 
 
 @router.post("", status_code=201)
+@repeatable("nothing is kept")
 async def add_device(device: Device, who: CanWrite) -> dict[str, str | None]:
     return {"name": device.name, "since": device.since.isoformat() if device.since else None}
 
@@ -367,6 +370,17 @@ async def test_a_request_inside_another_hides_nothing_and_leaves_nothing(
         structlog.contextvars.reset_contextvars(**tokens)
 
 
+async def test_no_request_asks_for_somebody_elses_tracer(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FastAPI would, at each, and read the environment for it."""
+    asked: list[str] = []
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: asked.append("trace"))
+    monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", lambda: asked.append("metrics"))
+    assert (await client.get("/v1/devices/7")).status_code == 200
+    assert asked == []
+
+
 # Access
 
 
@@ -506,3 +520,25 @@ async def test_services_in_one_process_share_a_registry_and_stay_apart() -> None
     text = metrics.text().decode()
     for name in ("rules", "alerting"):
         assert f'route="/health/live",service="{name}",status="200"}} 1.0' in text
+
+
+async def test_however_many_ask_whether_it_is_ready_it_is_looked_once_at_a_time() -> None:
+    app = create_app("asked", version="1")
+    may_end, looked = asyncio.Event(), 0
+
+    async def database() -> None:
+        nonlocal looked
+        looked += 1
+        await may_end.wait()
+
+    app.health.add("database", database)
+    async with client_of(app) as client:
+        asking = [asyncio.create_task(client.get("/health/ready")) for _ in range(20)]
+        await until(lambda: looked > 0, "it is looked")
+        asking[0].cancel()
+        may_end.set()
+        answers = await asyncio.gather(*asking[1:])
+        assert {answer.status_code for answer in answers} == {200}
+        assert looked == 1
+        assert (await client.get("/health/ready")).status_code == 200
+        assert looked == 2

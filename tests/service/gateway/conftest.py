@@ -20,6 +20,8 @@ from libs.common.auth.principal import HEADER, Kind, Principal, PrincipalVerifie
 from libs.common.bus.base import Bus
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
+from libs.common.http.bounds import Bounds
+from libs.common.http.server import ServerConfig
 from services.gateway.app import build
 from services.gateway.settings import Settings
 from tests.database import DatabaseUrls
@@ -107,6 +109,8 @@ class StubTenancy:
     """Stands for tenancy: knows the people a test has made."""
 
     people: dict[str, Person] = field(default_factory=dict)
+    invitations: dict[str, tuple[Person, UUID]] = field(default_factory=dict)
+    """By token: who is invited, and to which tenant."""
     verifier: PrincipalVerifier | None = None
     is_away: bool = False
     asked: int = 0
@@ -125,6 +129,22 @@ class StubTenancy:
         assert vouched.kind is Kind.SERVICE
         assert vouched.may("tenancy:internal")
         found: Person | None
+        if scope["path"].startswith("/internal/v1/invitations/"):
+            token = json.loads((await receive())["body"])["token"]
+            if token not in self.invitations:
+                await _answer(send, 401, b"{}")
+                return
+            person, tenant_id = self.invitations[token]
+            if scope["path"].endswith("/accept"):
+                del self.invitations[token]
+                person.memberships[tenant_id] = ["*"]
+            invited = {
+                "tenant_id": str(tenant_id),
+                "user_id": str(person.user_id),
+                "email": person.email,
+            }
+            await _answer(send, 200, json.dumps(invited).encode())
+            return
         if scope["path"] == "/internal/v1/credentials/verify":
             body = json.loads((await receive())["body"])
             found = self.people.get(body["email"])
@@ -140,13 +160,13 @@ class StubTenancy:
         account = {
             "user_id": str(found.user_id),
             "email": found.email,
-            "name": "Ann",
             "platform_admin": False,
             "memberships": [
                 {
                     "tenant_id": str(tenant_id),
                     "tenant_slug": f"plant-{tenant_id.hex}",
                     "tenant_name": "Plant",
+                    "name": "Ann",
                     "roles": ["operator"],
                     "permissions": permissions,
                 }
@@ -276,9 +296,7 @@ async def running(
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, port: int = 0) -> AsyncIterator[int]:
     """Serve an app, whose lifespan is entered already, on a port (0: any free one)."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, lifespan="off", log_config=None, server_header=False
-    )
+    config = ServerConfig(app, Bounds(), port=port, lifespan="off", drain_s=1)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     try:

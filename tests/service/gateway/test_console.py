@@ -5,7 +5,7 @@ from pathlib import Path
 from libs.common.bus.local import LocalBus
 from services.gateway.settings import Settings
 from tests.database import DatabaseUrls
-from tests.service.gateway.conftest import running
+from tests.service.gateway.conftest import World, running
 
 
 async def test_the_console_is_served_and_the_api_stays_the_api(
@@ -29,3 +29,12 @@ async def test_the_console_is_served_and_the_api_stays_the_api(
             assert missing.headers["content-type"] == "application/problem+json"
         assert (await world.http.get("/health/live")).status_code == 200
         assert (await world.http.get("/api/v1/openapi.json")).status_code == 200
+
+
+async def test_without_a_console_its_addresses_lead_to_the_page_of_the_api(world: World) -> None:
+    front = await world.http.get("/")
+    assert (front.status_code, front.headers["location"]) == (307, "/api/v1/docs")
+    # What a mail about an alert links to.
+    alert = await world.http.get("/alerts/0e7a3f0c-6f1e-4a55-9a55-000000000002")
+    assert alert.headers["location"] == "/api/v1/docs#/alerts/get_alert"
+    assert (await world.http.get("/missing.js")).status_code == 404

@@ -102,7 +102,9 @@ async def test_the_page_runs_nothing_of_strangers(world: World) -> None:
         assert (await world.http.get(path)).headers["location"] == DOCS
 
 
-@pytest.mark.parametrize("asset", ["swagger-ui-bundle.js", "swagger-ui.css", "start.js"])
+@pytest.mark.parametrize(
+    "asset", ["swagger-ui-bundle.js", "swagger-ui.css", "start.js", "page.css"]
+)
 async def test_the_pages_files_are_our_own(world: World, asset: str) -> None:
     answer = await world.http.get(f"{DOCS}/{asset}")
     assert answer.status_code == 200

@@ -3,11 +3,14 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import httpx2
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from libs.common.bus.local import LocalBus
+from services.gateway.domain.breaker import FAILURES
 from services.gateway.settings import Settings
 from tests.database import DatabaseUrls
 from tests.service.gateway.conftest import StubService, World, bearer, running, serving
@@ -218,6 +221,68 @@ async def test_a_service_that_is_down_is_unavailable_and_comes_back(
                 return (await world.http.get("/api/v1/devices", headers=headers)).status_code == 200
 
             await until(is_back, "the service is back")
+
+
+async def test_what_clients_break_off_does_not_count_against_the_service(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> None:
+    service = StubService()
+    async with serving(service) as upstream_port:
+        remote = settings.model_copy(
+            update={
+                "upstreams": {"ingest": f"http://127.0.0.1:{upstream_port}"},
+                "max_body_bytes": 100_000,
+            }
+        )
+        async with (
+            running(remote, bus, database_urls, in_process=False) as world,
+            serving(world.app) as port,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+        ):
+            headers = await world.headers(world.person())
+
+            async def too_much() -> AsyncIterator[bytes]:
+                for _ in range(4):
+                    yield b"x" * 50_000
+
+            for _ in range(2 * FAILURES):
+                refused = await http.post("/api/v1/devices", content=too_much(), headers=headers)
+                assert refused.status_code == 413
+            for _ in range(2 * FAILURES):
+                service.received.clear()
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(
+                    b"POST /api/v1/telemetry HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n"
+                    b"authorization: Bearer " + DEVICE_TOKEN.encode() + b"\r\n\r\nhalf"
+                )
+                await until(lambda: b"half" in service.received, "the first half has arrived")
+                writer.transport.abort()
+                await until(lambda: service.received[-1] == b"", "the service is told")
+            answer = await http.get("/api/v1/devices", headers=headers)
+            assert answer.status_code == 200, answer.text
+
+
+async def test_a_service_that_takes_too_long_is_not_asked_for_a_while(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(silent) as upstream_port:
+        remote = settings.model_copy(
+            update={
+                "upstreams": {"ingest": f"http://127.0.0.1:{upstream_port}"},
+                "upstream_timeout": timedelta(seconds=0.1),
+            }
+        )
+        async with running(remote, bus, database_urls, in_process=False) as world:
+            headers = await world.headers(world.person())
+            details = []
+            for _ in range(FAILURES + 1):
+                answer = await world.http.get("/api/v1/devices", headers=headers)
+                assert answer.status_code == 503
+                details.append(answer.json()["detail"])
+            assert ["takes too long" in detail for detail in details] == [True] * 3 + [False]
 
 
 async def test_metrics_are_not_for_the_world(world: World) -> None:

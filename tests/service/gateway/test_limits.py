@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
+from uuid import uuid4
 
+import httpx2
 import pytest
 
 from deploy.local.redis import Redis, find_redis
@@ -27,6 +29,7 @@ async def strict(
             "requests_per_minute_of": {"rules": 1},
             "device_requests_per_minute": 2,
             "anonymous_per_minute": 40,
+            "wrong_tokens_per_minute": 5,
             "trusted_proxies": (ip_network("127.0.0.1/32"),),
         }
     )
@@ -90,6 +93,27 @@ async def test_a_guesser_is_stopped_and_the_true_owner_elsewhere_is_not(strict: 
     assert elsewhere.status_code == 200
 
 
+async def test_another_spelling_of_the_same_account_gives_no_more_attempts(
+    strict: World,
+) -> None:
+    host = f"{uuid4().hex[:8]}.example"
+    spelled = [
+        f"ann@{host}",
+        f"ANN@{host}",
+        f" ann@{host} ",
+        f"ann@{host.upper()}",
+        f"ann@{host.replace('l', chr(0x217C))}",
+        f"ann@{host.replace('.', chr(0x3002))}",
+    ]
+    statuses = [
+        (
+            await strict.http.post("/api/v1/auth/login", json={"email": email, "password": "guess"})
+        ).status_code
+        for email in spelled
+    ]
+    assert statuses == [401] * 5 + [429]
+
+
 async def test_a_forged_hop_does_not_make_a_new_address(strict: World) -> None:
     ann = strict.person()
     statuses = [
@@ -113,6 +137,60 @@ async def test_trying_tokens_is_limited_by_address(strict: World) -> None:
     ]
     assert statuses[0] == 401
     assert statuses[-1] == 429
+
+
+async def send(world: World, token: str, origin: str = "198.51.100.7") -> httpx2.Response:
+    """Send telemetry with a device's token, from behind an address."""
+    return await world.http.post(
+        "/api/v1/telemetry",
+        json={},
+        headers={**bearer(token), "x-forwarded-for": origin},
+    )
+
+
+def token(number: int) -> str:
+    return f"iiotd_{number:043}"
+
+
+async def test_trying_tokens_of_devices_is_limited_by_address_and_the_good_ones_pass(
+    strict: World,
+) -> None:
+    assert (await send(strict, token(0))).status_code == 200
+    strict.service.status = 401
+    tried = [(await send(strict, token(n))).status_code for n in range(1, 8)]
+    assert tried == [401] * 5 + [429] * 2
+    assert len(strict.service.asked) == 1 + 5
+    strict.service.status = 200
+    # Its neighbour on the same line is known, and need not wait.
+    assert (await send(strict, token(0))).status_code == 200
+    # One that nobody knows yet must: for as long as it is told, not for ever.
+    stranger = await send(strict, token(99))
+    assert stranger.status_code == 429
+    assert 1 <= int(stranger.headers["retry-after"]) <= 60 / 5
+    assert stranger.json()["type"] == "urn:iiot:problem:too-many-requests"
+    assert (await send(strict, token(99), "203.0.113.9")).status_code == 200
+    # People there log in as ever.
+    ann = strict.person()
+    assert (await strict.log_in(ann))["access_token"]
+
+
+async def test_a_device_that_insists_on_a_wrong_token_costs_one_question_and_nobody_else(
+    strict: World,
+) -> None:
+    strict.service.status = 401
+    statuses = {(await send(strict, token(1))).status_code for _ in range(30)}
+    assert statuses == {401}
+    assert len(strict.service.asked) == 1
+    strict.service.status = 200
+    assert (await send(strict, token(2))).status_code == 200
+
+
+async def test_a_service_in_trouble_says_nothing_about_a_token(strict: World) -> None:
+    strict.service.status = 503
+    for number in range(7):
+        assert (await send(strict, token(number))).status_code == 503
+    strict.service.status = 200
+    assert (await send(strict, token(8))).status_code == 200
 
 
 async def test_replicas_count_together_in_redis(redis_server: SharedServer) -> None:

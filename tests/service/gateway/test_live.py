@@ -13,12 +13,15 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from libs.common.bus.local import LocalBus
 from libs.common.events.alerting import AlertOpened
 from libs.common.events.base import to_message
 from libs.common.events.ingest import DeviceStatusChanged, TelemetryReceived, Text
 from libs.common.events.tenancy import MembershipChanged
 from libs.common.severity import Severity
-from tests.service.gateway.conftest import Person, World, bearer, serving
+from services.gateway.settings import Settings
+from tests.database import DatabaseUrls
+from tests.service.gateway.conftest import Person, World, bearer, running, serving
 
 TS = 1_790_000_000_123_456
 
@@ -285,6 +288,54 @@ async def test_a_message_that_is_too_long_closes_it(world: World) -> None:
     async with serving(world.app) as port, listening(world, port, world.person()) as socket:
         await socket.send("x" * (64 * 1024 + 1))
         assert await close_code(socket) == 1009
+
+
+async def test_too_many_of_one_login_are_refused_with_the_reason(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> None:
+    few = settings.model_copy(update={"live_connections_of_session": 1})
+    async with running(few, bus, database_urls) as world, serving(world.app) as port:
+        ann = world.person()
+        headers = await world.headers(ann)
+        address = f"ws://127.0.0.1:{port}/api/v1/ws"
+        async with connect(address, proxy=None, additional_headers=headers) as first:
+            await subscribe(first)
+            async with connect(address, proxy=None, additional_headers=headers) as second:
+                with pytest.raises(ConnectionClosed) as closed:
+                    async with asyncio.timeout(10):
+                        await second.recv()
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4429
+                assert closed.value.rcvd.reason == "this session has 1 live connections already"
+            await subscribe(first)
+
+
+async def test_handshakes_from_one_address_are_limited(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> None:
+    few = settings.model_copy(update={"live_connections_per_minute": 2})
+    async with running(few, bus, database_urls) as world, serving(world.app) as port:
+        for _ in range(2):
+            async with listening(world, port) as socket:
+                assert await close_code(socket) == 4401
+        with pytest.raises(InvalidStatus) as refused:
+            async with listening(world, port, world.person()):
+                pass
+        response = refused.value.response
+        assert response.status_code == 429
+        assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert b"urn:iiot:problem:too-many-requests" in response.body
+
+
+async def test_by_a_name_that_is_not_ours_there_is_no_live_connection(
+    settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
+) -> None:
+    named = settings.model_copy(update={"allowed_hosts": ("gateway",)})
+    async with running(named, bus, database_urls) as world, serving(world.app) as port:
+        with pytest.raises(InvalidStatus) as refused:
+            async with listening(world, port, world.person()):
+                pass
+        assert refused.value.response.status_code == 421
 
 
 async def test_whoever_reads_too_slowly_is_cut_and_the_others_are_not(world: World) -> None:

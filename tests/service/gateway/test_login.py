@@ -68,6 +68,23 @@ async def test_a_member_of_two_tenants_can_switch_and_a_stranger_cannot(world: W
     assert refused.status_code == 403
 
 
+async def test_who_accepts_an_invitation_enters_at_once_whatever_is_remembered_of_them(
+    world: World,
+) -> None:
+    ann, second = world.person(), uuid4()
+    assert await world.me((await world.log_in(ann))["access_token"]) == 200
+    world.tenancy.invitations["iioti_good"] = (ann, second)
+    body = {"token": "iioti_good", "password": PASSWORD}
+    # No event tells the gateway here: tenancy is stood in for.
+    joined = await world.http.post("/api/v1/auth/invitations/accept", json=body)
+    assert joined.status_code == 200, joined.text
+    me = await world.http.get("/api/v1/auth/me", headers=bearer(joined.json()["access_token"]))
+    assert (me.status_code, me.json()["tenant_id"]) == (200, str(second))
+    assert (await world.refresh(joined.json()["refresh_token"])).status_code == 200
+    again = await world.http.post("/api/v1/auth/invitations/accept", json=body)
+    assert again.status_code == 401
+
+
 async def test_unknown_fields_are_refused(world: World) -> None:
     answer = await world.http.post(
         "/api/v1/auth/login", json={"email": "a@b.c", "password": "x", "role": "admin"}
@@ -102,14 +119,48 @@ async def test_a_refresh_token_is_not_forgiven_once_its_successor_was_used(world
     assert (await world.refresh(third["refresh_token"])).status_code == 401
 
 
-async def test_two_tabs_that_refresh_at_once_both_go_on(world: World) -> None:
+async def test_two_tabs_that_refresh_at_once_go_on_with_what_the_later_one_got(
+    world: World,
+) -> None:
     first = await world.log_in(world.person())
     both = await asyncio.gather(*[world.refresh(first["refresh_token"]) for _ in range(2)])
     assert [answer.status_code for answer in both] == [200, 200]
     for answer in both:
-        again = await world.refresh(answer.json()["refresh_token"])
-        assert again.status_code == 200
-        assert await world.me(again.json()["access_token"]) == 200
+        assert await world.me(answer.json()["access_token"]) == 200
+    # They share what is stored, and the later answer lies there.
+    kept = both[1].json()["refresh_token"]
+    for _ in range(3):
+        world.forward(minutes=14)
+        both = await asyncio.gather(*[world.refresh(kept) for _ in range(2)])
+        assert [answer.status_code for answer in both] == [200, 200]
+        kept = both[0].json()["refresh_token"]
+    assert (await world.refresh(kept)).status_code == 200
+
+
+async def test_a_token_that_was_stolen_and_used_within_the_grace_is_found_out(
+    world: World,
+) -> None:
+    first = await world.log_in(world.person())
+    thief = (await world.refresh(first["refresh_token"])).json()
+    owner = await world.refresh(first["refresh_token"])
+    assert owner.status_code == 200
+    # One of the two is the first to go on. Whoever comes second ends it for both, in the grace or not.
+    thief = (await world.refresh(thief["refresh_token"])).json()
+    assert (await world.refresh(owner.json()["refresh_token"])).status_code == 401
+    assert (await world.refresh(thief["refresh_token"])).status_code == 401
+    assert await world.me(thief["access_token"]) == 401
+    assert await world.me(owner.json()["access_token"]) == 401
+
+
+async def test_both_branches_that_go_on_at_once_end_together(world: World) -> None:
+    first = await world.log_in(world.person())
+    branches = await asyncio.gather(*[world.refresh(first["refresh_token"]) for _ in range(2)])
+    answers = await asyncio.gather(*[world.refresh(b.json()["refresh_token"]) for b in branches])
+    assert sorted(answer.status_code for answer in answers) == [200, 401]
+    for answer in (*branches, *answers):
+        if answer.status_code == 200:
+            assert await world.me(answer.json()["access_token"]) == 401
+            assert (await world.refresh(answer.json()["refresh_token"])).status_code == 401
 
 
 async def test_a_session_that_nobody_continued_expires(world: World) -> None:

@@ -1,16 +1,20 @@
 """Two gateways before the same plant."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from services.gateway.app import build
 from services.gateway.settings import Settings
 from tests.database import DatabaseUrls
-from tests.service.gateway.conftest import World, bearer
+from tests.service.gateway.conftest import World, bearer, serving
 from tests.waiting import until
 
 
@@ -74,3 +78,49 @@ async def test_two_that_start_at_once_share_one_key(
     ours = (await world.http.get("/.well-known/jwks.json")).json()
     assert (await other.get("/.well-known/jwks.json")).json() == ours
     assert len(ours["keys"]) == 1
+
+
+class Forgetful(LocalBus):
+    """A bus whose link broke: nothing arrives, and what was said meanwhile is gone."""
+
+    async def start(self) -> None:
+        self.gaps = [s.subscription.on_gap for s in self._subscribers]
+        self._subscribers.clear()
+        await super().start()
+
+    def come_back(self) -> None:
+        """Say that the link is there again."""
+        for on_gap in self.gaps:
+            if on_gap is not None:
+                on_gap()
+
+
+async def test_what_was_missed_while_the_bus_was_away_takes_effect_when_it_is_back(
+    world: World, settings: Settings, database_urls: DatabaseUrls
+) -> None:
+    ann = world.person()
+    headers = await world.headers(ann)
+    bus = Forgetful(database_urls.bus, SystemClock())
+    app = build(settings, bus, world.clock, upstreams={"tenancy": world.tenancy})
+    async with app.router.lifespan_context(app):
+        await bus.start()
+        async with (
+            serving(app) as port,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
+            connect(
+                f"ws://127.0.0.1:{port}/api/v1/ws", proxy=None, additional_headers=headers
+            ) as socket,
+        ):
+            await socket.send('{"subscribe": {}}')
+            assert json.loads(await socket.recv())["type"] == "subscribed"
+            ann.memberships.clear()
+            # Nobody told this replica, so for now it believes what it knows.
+            assert (await http.get("/api/v1/auth/me", headers=headers)).status_code == 200
+            bus.come_back()
+            assert (await http.get("/api/v1/auth/me", headers=headers)).status_code == 401
+            with pytest.raises(ConnectionClosed) as closed:
+                async with asyncio.timeout(10):
+                    await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1013
+        await bus.stop()

@@ -8,12 +8,19 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import aiomqtt
+import asyncpg
 import pytest
 from aiomqtt.exceptions import MqttConnectError
 
+from libs.common.auth.principal import KeySource
+from libs.common.bus.local import LocalBus
+from libs.common.clock import SystemClock
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
-from tests.service.ingest.conftest import World
+from services.ingest.app import build
+from services.ingest.settings import Settings
+from tests.database import DatabaseUrls, PrincipalHeaders
+from tests.service.ingest.conftest import World, running
 from tests.waiting import until
 
 
@@ -203,3 +210,38 @@ async def test_mosquitto_pub_is_content(world: World) -> None:
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=20)
     assert done.returncode == 0, done.stderr
     assert [value for _, _, value in await world.until_stored(device_id, 1)] == [7.0]
+
+
+async def test_alarms_beyond_the_allowance_are_acknowledged_into_quarantine(
+    settings: Settings,
+    bus: LocalBus,
+    keys: KeySource,
+    database_urls: DatabaseUrls,
+    principal_headers: PrincipalHeaders,
+) -> None:
+    limited = settings.model_copy(update={"reports_per_minute": 3})
+    app = build(limited, bus, SystemClock(), keys=keys)
+    tenant_id = uuid4()
+    async with running(app, bus, database_urls, tenant_id, principal_headers(tenant_id)) as world:
+        device_id, token = await world.device()
+        async with connect(world, device_id, token) as client:
+            for n in range(10):
+                alarm = json.dumps({"message": "oil low", "key": str(n)})
+                await client.publish(f"v1/devices/{device_id}/alerts", alarm, qos=1)
+
+        async def all_are_kept() -> bool:
+            return len(await refused()) == 7
+
+        async def refused() -> list[asyncpg.Record]:
+            return await world.query(
+                "SELECT reason, channel FROM ingest.quarantine WHERE device_id = $1", device_id
+            )
+
+        await until(all_are_kept, "seven alarms in quarantine")
+        assert {tuple(row) for row in await refused()} == {("too_many_reports", "alerts")}
+        [said] = await world.query(
+            "SELECT count(*) AS alarms FROM bus.log"
+            " WHERE type = 'device.alert_reported.v1' AND tenant_id = $1",
+            tenant_id,
+        )
+        assert said["alarms"] == 3

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from libs.common.clock import SystemClock
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
 from services.ingest.app import build
+from services.ingest.domain.token import new_token
 from services.ingest.protocols.mqtt.codec import ConnectCode
 from services.ingest.protocols.mqtt.endpoint import Connection, Endpoint
 from services.ingest.protocols.mqtt.session import Limits
@@ -375,6 +378,43 @@ async def test_one_connections_trouble_stops_no_other_ones_deadline(
             assert await silent.is_closed(within_s=5)
 
 
+async def test_a_login_that_the_platform_fails_at_is_answered_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_id, token = await world.device()
+    own = str(device_id)
+
+    async def fail(_: str) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.app.state.sources, "login", fail)
+        assert await refusal(world, packets.connect(own, own, token.encode())) == 3
+    await still_works(world)
+
+
+async def test_a_message_that_the_platform_fails_at_is_acknowledged_into_quarantine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(endpoint_of(world).reports, "take", fail)
+    async with logged_in(world) as (device, device_id):
+        name = str(device_id)
+        await device.send(
+            packets.publish("alerts", b'{"message": "oil low"}', packet_id=1, device=name),
+            packets.publish(payload=b'{"temp": 1}', packet_id=2, device=name),
+        )
+        expected = packets.puback(1) + packets.puback(2)
+        assert await device.receive(len(expected)) == expected
+    await world.until_stored(device_id, 1)
+    [entry] = await world.query(
+        "SELECT reason, channel FROM ingest.quarantine WHERE device_id = $1", device_id
+    )
+    assert (entry["reason"], entry["channel"]) == ("internal", "alerts")
+
+
 async def test_messages_without_a_time_that_come_in_one_segment_are_all_stored(
     world: World,
 ) -> None:
@@ -499,3 +539,87 @@ async def test_devices_connect_by_tls_and_trust_none_but_their_own_ca(
         assert await stranger.is_closed()
         await stranger.close()
         await still_works(world)
+
+
+async def test_mosquitto_pub_speaks_tls_to_whom_it_trusts_and_to_nobody_else(
+    run_with: Callable[..., object], tmp_path: Path
+) -> None:
+    site = Site(tmp_path)
+    trusted, other = tmp_path / "ca.pem", tmp_path / "other.pem"
+    site.ca.cert_pem.write_to_path(trusted)
+    trustme.CA().cert_pem.write_to_path(other)
+    mosquitto_pub = shutil.which("mosquitto_pub")
+    if mosquitto_pub is None:
+        pytest.fail("mosquitto_pub is missing: install mosquitto-clients")
+    async with run_with(  # type: ignore[attr-defined]  # see run_with
+        mqtt_tls_port=0, mqtt_tls_certificate=site.certificate, mqtt_tls_key=site.key
+    ) as world:
+        device_id, token = await world.device()
+
+        async def publish(value: int, *options: str) -> int:
+            command = [mosquitto_pub, "-h", "127.0.0.1", "-p", str(world.app.state.mqtt_tls_port)]
+            command += ["-i", str(device_id), "-u", str(device_id), "-P", token, "-q", "1"]
+            command += ["-t", f"v1/devices/{device_id}/telemetry", "-m", f'{{"temp": {value}}}']
+            done = await asyncio.to_thread(
+                subprocess.run, [*command, *options], capture_output=True, timeout=20
+            )
+            return done.returncode
+
+        assert await publish(1, "--cafile", str(trusted)) == 0
+        assert await publish(2, "--cafile", str(other)) != 0
+        assert await publish(3, "--cafile", str(trusted), "--tls-version", "tlsv1.3") == 0
+        assert await publish(4) != 0, "plain MQTT to the port of TLS"
+        points = await world.until_stored(device_id, 2)
+        assert [value for _, _, value in points] == [1.0, 3.0]
+
+
+async def test_those_who_have_not_logged_in_leave_room_for_those_who_have(
+    run_with: Callable[..., object],
+) -> None:
+    async with (
+        run_with(mqtt_strangers=2) as world,  # type: ignore[attr-defined]  # see run_with
+        logged_in(world) as (device, _),
+        logged_in(world),
+    ):
+        async with raw(world), raw(world), raw(world) as third:
+            assert await third.is_closed()
+            await device.send(packets.PINGREQ)
+            assert await device.receive(2) == b"\xd0\x00"
+        await until(lambda: len(endpoint_of(world).connections) == 2, "the strangers are gone")
+        await still_works(world)
+
+
+async def test_one_address_has_a_part_of_the_room_for_those_who_have_not_logged_in(
+    run_with: Callable[..., object],
+) -> None:
+    async with (
+        run_with(mqtt_strangers_per_address=1) as world,  # type: ignore[attr-defined]  # see run_with
+        raw(world, local_addr=("127.0.0.2", 0)),
+    ):
+        async with raw(world, local_addr=("127.0.0.2", 0)) as second:
+            assert await second.is_closed()
+        await still_works(world)
+
+
+async def test_who_guesses_tokens_must_wait_and_known_devices_come_back_meanwhile(
+    run_with: Callable[..., object],
+) -> None:
+    async with run_with(wrong_tokens_per_minute=3) as world:  # type: ignore[attr-defined]  # see run_with
+        known, token = await world.device()
+        unknown, other_token = await world.device()
+
+        async def log_in(device_id: UUID, password: str) -> int:
+            async with raw(world) as device:
+                name = str(device_id)
+                await device.send(packets.connect(name, name, password.encode()))
+                return (await device.receive(4))[3]
+
+        assert await log_in(known, token) == ConnectCode.ACCEPTED
+        # The same wrong one again and again is one guess.
+        wrong = [await log_in(known, new_token()) for _ in range(2)]
+        stale = new_token()
+        wrong += [await log_in(known, stale) for _ in range(5)]
+        assert set(wrong) == {ConnectCode.BAD_CREDENTIALS}
+        assert await log_in(known, new_token()) == ConnectCode.SERVER_UNAVAILABLE
+        assert await log_in(unknown, other_token) == ConnectCode.SERVER_UNAVAILABLE
+        assert await log_in(known, token) == ConnectCode.ACCEPTED

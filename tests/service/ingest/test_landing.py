@@ -12,7 +12,7 @@ import pytest
 from libs.common.errors import Unavailable
 from libs.common.events.ingest import Refused, TelemetryReceived, Text
 from libs.common.historian import writer
-from services.ingest.store.landing import Landing
+from services.ingest.store.landing import NEW_DAYS_AT_ONCE, Landing, QuarantineQuota
 from tests.database import DatabaseUrls
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
@@ -76,7 +76,7 @@ class Historian:
 @pytest.fixture
 async def historian(database_urls: DatabaseUrls) -> AsyncIterator[Historian]:
     connection = await asyncpg.connect(database_urls.admin)
-    landing = Landing(database_urls.writer)
+    landing = Landing(database_urls.writer, quota=QuarantineQuota())
     await landing.open()
     historian = Historian(connection, landing)
     await historian.prepare()
@@ -153,6 +153,46 @@ async def test_any_day_gets_its_partition_before_its_first_point(historian: Hist
     await historian.landing.land([historian.batch((long_ago, 1.0), (NOON, 2.0))])
     assert [moment for moment, _ in await historian.stored()] == [long_ago, NOON]
     assert await historian.landing.count_strays() == 0
+
+
+async def test_a_message_that_spans_many_days_keeps_nobody_waiting_and_loses_nothing(
+    historian: Historian,
+) -> None:
+    landing = historian.landing
+    await landing.make_days_ahead(NOON.date())
+    before = await _days(historian)
+    spread = [(NOON - timedelta(days=220 + n), float(n)) for n in range(60)]
+    assert (await landing.land([historian.batch(*spread, (NOON, 1.0))])).stored == 61
+    assert await _days(historian) == before + NEW_DAYS_AT_ONCE
+    assert await historian.stored() == sorted([*spread, (NOON, 1.0)])
+    assert await landing.count_strays() == 60 - NEW_DAYS_AT_ONCE
+
+    # Sent again, they are known; by and by each day gets its partition, and they move there.
+    assert (await landing.land([historian.batch(*spread[::-1])])).stored == 0
+    for _ in range(3):
+        await landing.house_strays()
+    assert await landing.count_strays() == 0
+    assert await _days(historian) == before + 60
+    assert await historian.stored() == sorted([*spread, (NOON, 1.0)])
+
+
+async def _days(historian: Historian) -> int:
+    days: int = await historian.connection.fetchval("SELECT count(*) FROM historian.days()")
+    return days
+
+
+async def test_strays_of_a_day_that_was_dropped_move_home_without_another_point(
+    historian: Historian,
+) -> None:
+    moment = NOON - timedelta(days=300)
+    await historian.landing.land([historian.batch((moment, 1.0))])
+    for table in ("points", "texts"):
+        await historian.connection.execute(f"DROP TABLE historian.{table}_{moment:%Y%m%d}")
+    await historian.landing.land([historian.batch((moment, 2.0))])
+    assert await historian.landing.count_strays() == 1
+    await historian.landing.house_strays()
+    assert await historian.landing.count_strays() == 0
+    assert await historian.stored() == [(moment, 2.0)]
 
 
 async def test_points_beside_all_partitions_are_counted(historian: Historian) -> None:
@@ -237,6 +277,20 @@ async def test_a_reader_who_never_ends_keeps_no_point_from_being_stored(
     await historian.landing.land([historian.batch((long_ago + timedelta(seconds=1), 2.0))])
     assert [value for _, value in await historian.stored()] == [1.0, 2.0]
     assert await historian.landing.count_strays() == 0
+
+
+async def test_a_reader_who_never_ends_is_not_waited_for_by_the_days_ahead(
+    historian: Historian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for him lets all other readers wait behind."""
+    monkeypatch.setattr(writer, "LOCKED_PAUSE_S", 0.0)
+    today = (NOON + timedelta(days=500)).date()
+    async with historian.connection.transaction():
+        await historian.connection.execute("SELECT count(*) FROM historian.points")
+        await asyncio.wait_for(historian.landing.make_days_ahead(today), 20)
+    await historian.landing.make_days_ahead(today)
+    days = {day for (day,) in await historian.connection.fetch("SELECT * FROM historian.days()")}
+    assert {today - timedelta(days=1), today, today + timedelta(days=7)} <= days
 
 
 async def test_a_table_that_refuses_everything_is_a_fault_of_ours_and_fills_no_quarantine(

@@ -83,7 +83,8 @@ async def test_bad_points_are_named_and_quarantined_and_their_neighbours_stored(
     listed = await world.http.get("/api/v1/telemetry/quarantine", headers=world.headers)
     assert {entry["reason"] for entry in listed.json()["items"]} == {r for _, _, r in reasons}
     hot = next(e for e in listed.json()["items"] if e["reason"] == "type_changed")
-    assert '"hot"' in hot["payload"]
+    shown = await world.http.get(f"/api/v1/telemetry/quarantine/{hot['id']}", headers=world.headers)
+    assert '"hot"' in shown.json()["payload"]
 
 
 async def test_a_user_sends_in_the_name_of_a_device_of_his_tenant_only(

@@ -104,11 +104,19 @@ class World:
         return items
 
     async def send(
-        self, series: SeriesOfTest, *points: tuple[float, float], quality: int = 0
+        self,
+        series: SeriesOfTest,
+        *points: tuple[float, float],
+        quality: int = 0,
+        received: float | None = None,
     ) -> TelemetryReceived:
-        """Say that points (seconds after noon, value) were received, and wait until handled."""
+        """Say that points (seconds after noon, value) were received, and wait until handled.
+
+        `received`: in seconds after noon; when the newest was measured if left out.
+        """
         batch = TelemetryReceived(
-            at=datetime.now(UTC),
+            at=NOON
+            + timedelta(seconds=max(s for s, _ in points) if received is None else received),
             shard=0,
             tenants=array("i", [series.tenant] * len(points)).tobytes(),
             series=array("i", [series.id] * len(points)).tobytes(),

@@ -2,13 +2,15 @@
 
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from libs.common.clock import SystemClock
 from libs.common.events.base import to_message
 from libs.common.events.ingest import DeviceDeleted
+from libs.common.events.ml import ModelChanged
+from libs.common.events.tenancy import TenantDeleted
 from libs.common.historian.point import Kind
 from tests.history import BAD
 from tests.service.ml.conftest import NOON, USUAL, World, a_model
@@ -165,3 +167,43 @@ async def test_the_models_of_a_removed_device_go_with_it(world: World) -> None:
     await world.bus.publish([to_message(event)])
     await world.settled()
     assert [m["id"] for m in (await world.call("GET", "/models")).json()["items"]] == [kept["id"]]
+
+
+async def test_nothing_is_kept_of_a_tenant_that_is_no_more(world: World) -> None:
+    series = await world.trained_series()
+    models = [await world.model(series), await world.model(series)]
+    await world.send(series, (1, 99))
+    assert len(await world.anomalies()) == 2
+    other = uuid4()
+    await world.past.query(
+        "INSERT INTO ml.anomalies SELECT (jsonb_populate_record(a, jsonb_build_object("
+        "'tenant_id', $2::uuid))).* FROM ml.anomalies a WHERE tenant_id = $1 LIMIT 1",
+        world.tenant_id,
+        other,
+    )
+    gone = TenantDeleted(tenant_id=world.tenant_id, at=NOON, slug="gone")
+    await world.bus.publish([to_message(gone), to_message(gone)])
+    await world.settled()
+
+    async def kept(tenant_id: UUID) -> dict[str, int]:
+        tables = ("models", "model_state", "anomalies")
+        return {
+            table: len(
+                await world.past.query(f"SELECT FROM ml.{table} WHERE tenant_id = $1", tenant_id)
+            )
+            for table in tables
+        }
+
+    assert await kept(world.tenant_id) == {"models": 0, "model_state": 0, "anomalies": 0}
+    # Every worker is told of each model, as of any that is deleted.
+    told = await world.past.query(
+        "SELECT FROM bus.log WHERE type = $1 AND tenant_id = $2"
+        " AND convert_from(body, 'utf-8') LIKE '%deleted%'",
+        ModelChanged.type,
+        world.tenant_id,
+    )
+    assert len(told) == len(models)
+    # What was on its way still comes, and finds nothing.
+    await world.send(series, (2, 50), (3, 50), (4, 50), (5, 99))
+    assert await kept(world.tenant_id) == {"models": 0, "model_state": 0, "anomalies": 0}
+    assert (await kept(other))["anomalies"] == 1

@@ -132,3 +132,19 @@ async def test_anomalies_are_found_by_model_device_and_time_a_page_at_a_time(wor
     assert rest["next_cursor"] is None
     theirs = await world.call("GET", "/anomalies", tenant_id=uuid4())
     assert theirs.json()["items"] == []
+
+
+async def test_old_points_are_not_judged_and_one_ahead_of_its_time_hides_none(
+    world: World,
+) -> None:
+    series = await world.trained_series()
+    await world.model(series)
+    await world.send(series, (-300 * 86_400, 99), (-301, 99), received=0)
+    assert world.heard == []
+    await world.send(series, (290, 50), received=0)
+    ahead = await world.send(series, (291, 50), (292, 71), received=1)
+    await world.resend(ahead)
+    await world.send(series, (2, 72))
+    assert [event.value for event in world.heard] == [71]
+    [anomaly] = await world.anomalies()
+    assert (anomaly["points"], anomaly["peak_value"]) == (2, 72)

@@ -1,14 +1,10 @@
 """For how long a tenant wants what kept."""
 
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 
-from libs.common.events.base import to_message
-from libs.common.events.tenancy import TenantDeleted
 from tests.service.retention.conftest import World
-from tests.waiting import until
 
 
 async def test_a_policy_is_made_changed_and_removed(world: World) -> None:
@@ -92,22 +88,3 @@ async def test_without_permission_nothing_is_told_or_done(world: World) -> None:
     assert run.status_code == 403
     headers = world.principal_headers(world.tenant_id, "devices:read")
     assert (await world.http.get("/api/v1/retention/policies", headers=headers)).status_code == 403
-
-
-async def test_a_tenant_that_is_no_more_keeps_its_points_for_a_day(world: World) -> None:
-    other = uuid4()
-    await world.keep(90)
-    for tenant_id in (world.tenant_id, other):
-        event = TenantDeleted(tenant_id=tenant_id, at=datetime.now(UTC), slug="gone")
-        await world.bus.publish([to_message(event)])
-
-    async def days(tenant_id: object) -> list[int]:
-        rows = await world.past.query(
-            "SELECT keep_days FROM retention.policies WHERE tenant_id = $1", tenant_id
-        )
-        return [row[0] for row in rows]
-
-    async def both() -> bool:
-        return await days(world.tenant_id) == [1] and await days(other) == [1]
-
-    await until(both, "both tenants' policies say a day")

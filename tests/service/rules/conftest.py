@@ -4,7 +4,7 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -120,9 +120,12 @@ class World:
         *points: tuple[float, float],
         shard: int = 0,
         quality: int = 0,
+        received: float | None = None,
     ) -> TelemetryReceived:
         """Say that points (seconds after noon, value) were received, and wait until handled."""
-        batch = a_batch([(series, s, v) for s, v in points], shard=shard, quality=quality)
+        batch = a_batch(
+            [(series, s, v) for s, v in points], shard=shard, quality=quality, received=received
+        )
         await self.resend(batch)
         return batch
 
@@ -165,12 +168,19 @@ def a_rule(device_id: UUID, /, **changes: object) -> dict[str, object]:
 
 
 def a_batch(
-    points: Sequence[tuple[tuple[int, int], float, float]], *, shard: int = 0, quality: int = 0
+    points: Sequence[tuple[tuple[int, int], float, float]],
+    *,
+    shard: int = 0,
+    quality: int = 0,
+    received: float | None = None,
 ) -> TelemetryReceived:
-    """Return a batch of points ((tenant, series), seconds after noon, value)."""
+    """Return a batch of points ((tenant, series), seconds after noon, value).
+
+    `received`: in seconds after noon; when the newest was measured if left out.
+    """
     return TelemetryReceived(
         id=uuid4(),
-        at=datetime.now(UTC),
+        at=NOON + timedelta(seconds=max(s for _, s, _ in points) if received is None else received),
         shard=shard,
         tenants=array("i", [numbers[0] for numbers, _, _ in points]).tobytes(),
         series=array("i", [numbers[1] for numbers, _, _ in points]).tobytes(),

@@ -4,7 +4,8 @@ from uuid import UUID, uuid4
 
 from libs.common.events.base import to_message
 from libs.common.events.ingest import DeviceDeleted
-from libs.common.events.rules import RuleCleared, RuleTriggered
+from libs.common.events.rules import RuleChanged, RuleCleared, RuleTriggered
+from libs.common.events.tenancy import TenantDeleted
 from libs.common.severity import Severity
 from tests.service.rules.conftest import NOON, World, a_batch, a_rule
 
@@ -109,6 +110,39 @@ async def test_a_late_point_stays_late_over_a_restart(stopped: World) -> None:
         assert stopped.story(rule) == []
         await stopped.send(series, (101, 95))
     assert stopped.story(rule) == ["triggered 95.0"]
+
+
+async def test_an_old_point_pages_nobody_and_the_next_one_of_today_does(world: World) -> None:
+    tenant, device = uuid4(), uuid4()
+    series = await world.series(tenant, device, "temp")
+    rule = await world.create(tenant, device)
+    slow = await world.create(tenant, device, **{"for": 60})
+    await world.send(series, (-300 * 86_400, 99), (-301, 99), received=0)
+    assert world.story(rule, slow) == []
+    await world.send(series, (1, 95))
+    assert world.story(rule, slow) == ["triggered 95.0"]
+    await world.send(series, (10, 50), received=311)  # an outage's backlog ends no firing
+    assert world.story(rule, slow) == ["triggered 95.0"]
+
+
+async def test_a_point_ahead_of_its_time_hides_none_that_comes_after_it(stopped: World) -> None:
+    tenant, device = uuid4(), uuid4()
+    async with stopped.running():
+        series = await stopped.series(tenant, device, "temp")
+        rule = await stopped.create(tenant, device)
+        await stopped.send(series, (290, 50), received=0)
+        await stopped.send(series, (1, 95))
+        ahead = await stopped.send(series, (291, 70), (292, 99), (293, 60), received=2)
+        told = [
+            "triggered 95.0", "cleared 70.0 recovered", "triggered 99.0", "cleared 60.0 recovered"
+        ]  # fmt: skip
+        assert stopped.story(rule) == told
+        await stopped.resend(ahead)
+    async with stopped.running():
+        await stopped.resend(ahead)
+        assert stopped.story(rule) == told
+        await stopped.send(series, (3, 96))
+    assert stopped.story(rule) == [*told, "triggered 96.0"]
 
 
 async def test_bad_points_neither_trip_nor_clear(world: World) -> None:
@@ -228,6 +262,36 @@ async def test_a_deleted_device_takes_its_rules_along(world: World) -> None:
     assert world.story(rule) == ["triggered 95.0", "cleared None device_deleted"]
     assert (await world.call(tenant, "GET", f"/{rule}")).status_code == 404
     assert (await world.call(tenant, "GET", f"/{kept}")).status_code == 200
+
+
+async def test_a_deleted_tenant_takes_all_along_and_says_nothing_more(world: World) -> None:
+    tenant, other, device = uuid4(), uuid4(), uuid4()
+    series = await world.series(tenant, device, "temp")
+    theirs = await world.series(other, device, "temp")
+    rules = [await world.create(tenant, device), await world.create(tenant, uuid4())]
+    stays = await world.create(other, device)
+    await world.send(series, (0, 95))
+    gone = TenantDeleted(tenant_id=tenant, at=NOON, slug="gone")
+    await world.bus.publish([to_message(gone), to_message(gone)])
+    await world.settled()
+    for table in ("rules", "rule_state"):
+        kept = await world.fetchval(
+            f"SELECT count(*) FROM rules.{table} WHERE tenant_id = $1", tenant
+        )
+        assert kept == 0, table
+    # Every worker is told of each rule, as of any that is deleted.
+    told = await world.fetchval(
+        "SELECT count(*) FROM bus.log WHERE type = $1 AND tenant_id = $2"
+        " AND convert_from(body, 'utf-8') LIKE '%deleted%'",
+        RuleChanged.type,
+        tenant,
+    )
+    assert told == len(rules)
+    # What was on its way still comes; and nobody is told of a clearing, who would keep that.
+    await world.send(series, (1, 70), (2, 99))
+    assert world.story(*rules) == ["triggered 95.0"]
+    await world.send(theirs, (0, 95))
+    assert world.story(stays) == ["triggered 95.0"]
 
 
 async def test_another_name_leaves_a_firing_alone_and_another_limit_ends_it(world: World) -> None:

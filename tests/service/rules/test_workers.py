@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 from libs.common.clock import SystemClock
 from libs.common.db.engine import Database
+from libs.common.shards import Shards
 from services.rules.store.checkpoints import Checkpoints
 from services.rules.store.definitions import Definitions
 from services.rules.usecases.evaluation import Evaluation
@@ -21,9 +22,10 @@ async def a_worker(world: World) -> AsyncIterator[Evaluation]:
     engine = Database(world.urls.engine("rules"), across_tenants=True)
     evaluation = Evaluation(
         Definitions(engine),
-        Checkpoints(database, engine, world.bus.outbox("rules")),
+        Checkpoints(database, world.bus.outbox("rules")),
+        Shards("rules", engine, uuid4()),
         SystemClock(),
-        owner=uuid4(),
+        lateness=world.settings.lateness,
     )
     await evaluation.refresh()
     try:
@@ -71,6 +73,7 @@ async def test_a_worker_that_does_not_know_yet_that_it_lost_its_shard_cannot_wri
         # Within the time for which it trusts itself, another took the shard, fired, and was gone.
         await world.fetchval("UPDATE rules.shards SET owner = $1 WHERE shard = $2", uuid4(), SHARD)
         await _trip(world, rule)
+        worker._shards._trusted_until[SHARD] = float("inf")
         await worker.evaluate([a_batch([(series, 1, 95)], shard=SHARD)])
         await world.settled()
         assert world.story(rule) == []

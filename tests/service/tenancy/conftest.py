@@ -54,25 +54,51 @@ class World:
         """Open a tenant; its admin's password is PASSWORD."""
         slug = f"plant-{uuid4().hex[:12]}"
         email = f"boss@{slug}.example"
+        opened = await self.open_tenant(slug, email)
+        await self.accept(opened["admin"]["invitation"]["token"])
+        tenant_id = UUID(opened["id"])
+        return Plant(tenant_id, slug, email, self.principal_headers(tenant_id, "*"))
+
+    async def open_tenant(self, slug: str, email: str) -> dict[str, Any]:
+        """Open a tenant, whose admin is invited; return the answer."""
         opened = await self.http.post(
             "/api/v1/tenants",
-            json={
-                "slug": slug,
-                "name": slug,
-                "admin": {"email": email, "name": "Boss", "password": PASSWORD},
-            },
+            json={"slug": slug, "name": slug, "admin": {"email": email, "name": "Boss"}},
             headers=self.platform,
         )
         assert opened.status_code == 201, opened.text
-        tenant_id = UUID(opened.json()["id"])
-        return Plant(tenant_id, slug, email, self.principal_headers(tenant_id, "*"))
+        tenant: dict[str, Any] = opened.json()
+        return tenant
 
-    async def add_user(self, plant: Plant, email: str, **more: object) -> dict[str, Any]:
-        """Let a user join a plant; return the answer."""
+    async def invite(self, plant: Plant, email: str, **more: object) -> dict[str, Any]:
+        """Invite a user to a plant; return the answer."""
         body = {"email": email, "name": "Ann", "roles": ["operator"], **more}
-        added = await self.http.post("/api/v1/users", json=body, headers=plant.headers)
-        assert added.status_code == 201, added.text
-        user: dict[str, Any] = added.json()
+        invited = await self.http.post("/api/v1/users", json=body, headers=plant.headers)
+        assert invited.status_code == 201, invited.text
+        user: dict[str, Any] = invited.json()
+        return user
+
+    async def try_to_accept(self, token: str, password: str = PASSWORD) -> httpx2.Response:
+        """Ask as the gateway does when someone accepts an invitation."""
+        return await self.http.post(
+            "/internal/v1/invitations/accept",
+            json={"token": token, "password": password},
+            headers=self.gateway,
+        )
+
+    async def accept(self, token: str, password: str = PASSWORD) -> None:
+        """Accept an invitation, which must be good."""
+        answer = await self.try_to_accept(token, password)
+        assert answer.status_code == 200, answer.text
+
+    async def add_user(
+        self, plant: Plant, email: str, password: str = PASSWORD, **more: object
+    ) -> dict[str, Any]:
+        """Let a user join a plant; return them."""
+        invited = await self.invite(plant, email, **more)
+        await self.accept(invited["invitation"]["token"], password)
+        answer = await self.http.get(f"/api/v1/users/{invited['id']}", headers=plant.headers)
+        user: dict[str, Any] = answer.json()
         return user
 
     async def users(self, plant: Plant) -> dict[str, dict[str, Any]]:

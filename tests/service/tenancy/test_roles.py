@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.tenancy.conftest import PASSWORD, Plant, World
+from tests.service.tenancy.conftest import Plant, World
 
 
 async def make(world: World, plant: Plant, name: str, *permissions: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ async def test_a_role_of_ones_own_gives_what_it_says_and_follows_its_changes(
     plant = await world.plant()
     await make(world, plant, "night-shift", "alerts:*", "devices:read")
     email = f"ann@{plant.slug}.example"
-    await world.add_user(plant, email, roles=["night-shift"], password=PASSWORD)
+    await world.add_user(plant, email, roles=["night-shift"])
 
     async def permissions() -> list[str]:
         found: list[str] = (await world.log_in(email)).json()["memberships"][0]["permissions"]

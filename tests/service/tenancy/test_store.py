@@ -4,8 +4,10 @@ from uuid import UUID
 
 import pytest
 
+from libs.common.clock import SystemClock
 from libs.common.db.engine import Database, bound_to
 from libs.common.errors import NotFound
+from services.tenancy.domain.invitation import hash_token
 from services.tenancy.store.store import TenancyStore
 from tests.service.tenancy.conftest import World
 
@@ -13,6 +15,8 @@ from tests.service.tenancy.conftest import World
 async def test_a_transaction_for_two_tenants_does_not_mix_them(world: World) -> None:
     mine, theirs = await world.plant(), await world.plant()
     stranger = await world.add_user(theirs, f"ann@{theirs.slug}.example")
+    guest = await world.invite(theirs, f"ben@{theirs.slug}.example")
+    now = SystemClock().now()
     body = {"name": "night-shift", "permissions": ["alerts:*"]}
     await world.http.post("/api/v1/roles", json=body, headers=theirs.headers)
     database = Database(world.urls.rw("tenancy"), pool_size=1)
@@ -22,7 +26,10 @@ async def test_a_transaction_for_two_tenants_does_not_mix_them(world: World) -> 
                 store = TenancyStore(session, mine.id)
                 assert [m.email for m in await store.members.page(10, None)] == [mine.admin_email]
                 assert len(await store.members.ids()) == 1
-                assert not await store.members.has_other_admin(await boss(world, mine.id))
+                assert not await store.members.has_administrator(besides=await boss(world, mine.id))
+                assert await store.members.with_email(stranger["email"]) is None
+                guest_hash = hash_token(guest["invitation"]["token"])
+                assert await store.invitations.take(guest_hash, now) is None
                 assert not await store.roles.all()
                 assert not await store.roles.named(["night-shift"])
                 for missing in (

@@ -1,13 +1,18 @@
 """Tenants are opened and closed by the platform's admins, and see nothing of each other."""
 
+import asyncio
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
-from tests.service.tenancy.conftest import PASSWORD, World
+from libs.common.clock import SystemClock
+from libs.common.db.engine import Database
+from services.tenancy.jobs import remove_again
+from tests.service.tenancy.conftest import World
 
 
-async def test_a_new_tenants_admin_can_log_in_at_once(world: World) -> None:
+async def test_a_new_tenants_admin_logs_in_once_the_invitation_is_accepted(world: World) -> None:
     plant = await world.plant()
     answer = await world.log_in(plant.admin_email)
     assert answer.status_code == 200, answer.text
@@ -18,6 +23,7 @@ async def test_a_new_tenants_admin_can_log_in_at_once(world: World) -> None:
             "tenant_id": str(plant.id),
             "tenant_slug": plant.slug,
             "tenant_name": plant.slug,
+            "name": "Boss",
             "roles": ["admin"],
             "permissions": ["*"],
         }
@@ -97,7 +103,7 @@ async def test_an_admin_does_not_suspend_the_tenant_they_came_in_by(world: World
 async def test_a_tenant_is_removed_with_those_who_belong_to_no_other(world: World) -> None:
     plant, other = await world.plant(), await world.plant()
     both = f"both@{plant.slug}.example"
-    await world.add_user(plant, both, password=PASSWORD)
+    await world.add_user(plant, both)
     await world.add_user(other, both)
     path = f"/api/v1/tenants/{plant.id}"
     assert (await world.http.delete(path, headers=world.platform)).status_code == 409
@@ -111,6 +117,44 @@ async def test_a_tenant_is_removed_with_those_who_belong_to_no_other(world: Worl
     account = (await world.log_in(both)).json()
     assert [m["tenant_slug"] for m in account["memberships"]] == [other.slug]
     assert (await world.events(plant.id))[-1][0] == "tenant.deleted.v1"
+
+
+async def test_that_a_tenant_was_removed_is_said_again_a_day_later_once(world: World) -> None:
+    plant, there = await world.plant(), await world.plant()
+    path = f"/api/v1/tenants/{plant.id}"
+    await world.http.patch(path, json={"status": "suspended"}, headers=world.platform)
+    await world.http.delete(path, headers=world.platform)
+    # A request that was under way when the tenant went.
+    await world.query(
+        "INSERT INTO tenancy.idempotency_keys (tenant_id, key, request) VALUES ($1, '', '')",
+        plant.id,
+    )
+
+    async def said() -> int:
+        return [name for name, _ in await world.events(plant.id)].count("tenant.deleted.v1")
+
+    engine = Database(world.urls.engine("tenancy"), across_tenants=True)
+    clock = SystemClock()
+
+    async def look(after: timedelta) -> None:
+        clock.offset = after
+        transactions = world.app.state.transactions
+        await asyncio.gather(
+            *[remove_again(engine, transactions, clock, timedelta(days=1)) for _ in range(2)]
+        )
+
+    try:
+        await look(timedelta(hours=23))
+        assert await said() == 1
+        await look(timedelta(hours=25))
+        await look(timedelta(hours=49))
+    finally:
+        await engine.close()
+    assert await said() == 2
+    assert [name for name, _ in await world.events(there.id)].count("tenant.deleted.v1") == 0
+    for table in ("idempotency_keys", "removed_tenants"):
+        rows = await world.query(f"SELECT FROM tenancy.{table} WHERE tenant_id = $1", plant.id)
+        assert not rows, table
 
 
 async def test_who_saw_an_older_version_changes_nothing(world: World) -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,3 +177,52 @@ def test_people_read_text_and_still_no_secret(capsys: pytest.CaptureFixture[str]
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="loud"):
         log.configure("test", level="loud")
+
+
+def test_what_a_library_says_of_its_own_plugins_at_each_start_is_not_written(lines: Lines) -> None:
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin alembic.autogenerate.schemas")
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade 0001 -> 0002, Room")
+    assert [line["event"] for line in lines()] == ["Running upgrade 0001 -> 0002, Room"]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "token",
+        "token-",
+        "password_secret",
+        "eyJ-",
+        "eyJaaaaaaaa.",
+        "cookie ",
+        "cookie  ",
+        "Bearer ",
+        "Bearer aaaaaa",
+        "token=",
+        'token="',
+        "token='\"",
+        "token   ",
+        "://a@",
+        "://",
+        "-----BEGIN ",
+        "-----BEGIN PRIVATE KEY",
+        "-----BEGIN A PRIVATE KEY-----END ",
+    ],
+)
+def test_however_long_and_ill_meant_a_text_is_it_is_looked_through_at_once(unit: str) -> None:
+    text = "x:/ " + unit * (1_000_000 // len(unit))
+    began = time.thread_time()
+    log.redact_text(text)
+    # Some 10 ms. What takes the square of the length needs seconds.
+    assert time.thread_time() - began < 0.25
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{'a-' * 40}token={CANARY}",
+        f'{{"token": "{CANARY} and the rest was cut',
+        f"x-eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.{CANARY}",
+    ],
+)
+def test_a_secret_is_hidden_however_it_is_framed(text: str) -> None:
+    assert CANARY not in log.redact_text(text)

@@ -28,9 +28,8 @@ class Tenancy:
         answer = Account(
             user_id,
             "ann@plant.example",
-            "Ann",
             False,
-            [Membership(TENANT, "plant", "Plant", ["viewer"], self.permissions)],
+            [Membership(TENANT, "plant", "Plant", "Ann", ["viewer"], self.permissions)],
         )
         if self.changes_meanwhile and self.accounts is not None:
             self.changes_meanwhile = False

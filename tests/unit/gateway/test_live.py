@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import pytest
+
+from libs.common.errors import TooManyRequests
 from libs.common.events.base import Message
 from libs.common.events.ingest import TelemetryReceived
 from services.gateway.domain.live import AlertUpdate, DeviceUpdate, Kind, Wish, narrowed
 from services.gateway.store.lookups import Series
-from services.gateway.usecases.live import BYTES_WAITING, TRY_LATER, Connection, Live
+from services.gateway.usecases.live import BYTES_WAITING, TRY_LATER, Connection, Live, Most
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 ALL = frozenset(Kind)
 PUMP, PRESS = uuid4(), uuid4()
+MANY = Most(1_000, 1_000, 1_000)
 
 
 class Historian:
@@ -48,14 +52,14 @@ def a_connection(tenant_id: UUID, allowed: frozenset[Kind] = ALL) -> Connection:
 
 
 async def test_while_nobody_is_connected_nothing_is_even_decoded() -> None:
-    live = Live(Historian(uuid4()))
+    live = Live(Historian(uuid4()), MANY)
     await live.hear_telemetry([Message(id=uuid4(), type="x", source="x", time=NOW, body=b"junk")])
 
 
 async def test_a_series_is_looked_up_once() -> None:
     tenant = uuid4()
     historian = Historian(tenant)
-    live = Live(historian)
+    live = Live(historian, MANY)
     connection = a_connection(tenant)
     live.join(connection)
     await live.hear_telemetry([a_batch(1, 2), a_batch(2, 1)])
@@ -67,13 +71,13 @@ async def test_a_series_is_looked_up_once() -> None:
 
 async def test_each_hears_the_devices_and_kinds_they_asked_for() -> None:
     tenant = uuid4()
-    live = Live(Historian(tenant))
+    live = Live(Historian(tenant), MANY)
     pump, press, alerts = (a_connection(tenant) for _ in range(3))
-    pump.interest = narrowed(Wish(devices=[PUMP]), ALL)
-    press.interest = narrowed(Wish(devices=[PRESS]), ALL)
-    alerts.interest = narrowed(Wish(types=[Kind.ALERT]), ALL)
     for connection in (pump, press, alerts):
         live.join(connection)
+    live.subscribe(pump, narrowed(Wish(devices=[PUMP]), ALL))
+    live.subscribe(press, narrowed(Wish(devices=[PRESS]), ALL))
+    live.subscribe(alerts, narrowed(Wish(types=[Kind.ALERT]), ALL))
     await live.hear_telemetry([a_batch(1)])
     live.tell(tenant, DeviceUpdate("updated", PRESS, NOW, {}))
     live.tell(tenant, AlertUpdate("opened", uuid4(), None, NOW, {}))
@@ -84,6 +88,52 @@ async def test_each_hears_the_devices_and_kinds_they_asked_for() -> None:
     assert json.loads(await pump.next())["type"] == "alert"
 
 
+async def heard_devices(live: Live, connection: Connection, *batch: int) -> list[str]:
+    """Return whose points the connection is sent of a batch; an update marks the batch's end."""
+    await live.hear_telemetry([a_batch(*batch)])
+    live.tell(connection.tenant_id, AlertUpdate("opened", uuid4(), None, NOW, {}))
+    frame = json.loads(await connection.next())
+    if frame["type"] != "telemetry_update":
+        return []
+    assert json.loads(await connection.next())["type"] == "alert"
+    return [point["device_id"] for point in frame["points"]]
+
+
+async def test_what_one_subscribes_to_holds_from_the_next_batch_on() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant), MANY)
+    first, second = a_connection(tenant), a_connection(tenant)
+    live.join(first)
+    assert await heard_devices(live, first, 1, 2) == [str(PUMP), str(PRESS)]
+    live.subscribe(first, narrowed(Wish(devices=[PRESS]), ALL))
+    assert await heard_devices(live, first, 1, 2) == [str(PRESS)]
+    live.subscribe(first, narrowed(Wish(types=[Kind.ALERT]), ALL))
+    assert await heard_devices(live, first, 1, 2) == []
+    # One who comes later hears what nobody wanted before, and one who has gone hears nothing.
+    live.join(second)
+    assert await heard_devices(live, second, 1) == [str(PUMP)]
+    live.leave(second)
+    sent = live.sent
+    await live.hear_telemetry([a_batch(1)])
+    assert live.sent == sent
+
+
+async def test_those_who_want_the_same_get_the_same_frame() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant), MANY)
+    alike = [a_connection(tenant) for _ in range(2)]
+    for connection in alike:
+        live.join(connection)
+        live.subscribe(connection, narrowed(Wish(devices=[PUMP]), ALL))
+    everything = a_connection(tenant)
+    live.join(everything)
+    await live.hear_telemetry([a_batch(1, 2, 1)])
+    frames = [await connection.next() for connection in alike]
+    assert frames[0] is frames[1]
+    assert [p["device_id"] for p in json.loads(frames[0])["points"]] == [str(PUMP)] * 2
+    assert len(json.loads(await everything.next())["points"]) == 3
+
+
 def test_a_wish_does_not_widen_what_one_may_see() -> None:
     allowed = frozenset({Kind.DEVICE})
     assert narrowed(Wish(), allowed).kinds == allowed
@@ -92,7 +142,7 @@ def test_a_wish_does_not_widen_what_one_may_see() -> None:
 
 async def test_of_another_tenant_nothing_is_heard() -> None:
     tenant = uuid4()
-    live = Live(Historian(tenant))
+    live = Live(Historian(tenant), MANY)
     stranger = a_connection(uuid4())
     live.join(stranger)
     await live.hear_telemetry([a_batch(1), a_batch(1)])
@@ -102,7 +152,7 @@ async def test_of_another_tenant_nothing_is_heard() -> None:
 
 async def test_one_who_does_not_keep_up_is_cut() -> None:
     tenant = uuid4()
-    live = Live(Historian(tenant))
+    live = Live(Historian(tenant), MANY)
     slow = a_connection(tenant)
     live.join(slow)
     update = DeviceUpdate("updated", PUMP, NOW, {"note": "x" * (BYTES_WAITING // 4)})
@@ -113,7 +163,7 @@ async def test_one_who_does_not_keep_up_is_cut() -> None:
 
 async def test_the_end_of_a_session_cuts_its_connections_alone() -> None:
     tenant = uuid4()
-    live = Live(Historian(tenant))
+    live = Live(Historian(tenant), MANY)
     here, there = a_connection(tenant), a_connection(tenant)
     live.join(here)
     live.join(there)
@@ -123,3 +173,35 @@ async def test_the_end_of_a_session_cuts_its_connections_alone() -> None:
     live.leave(here)
     live.leave(there)
     assert live.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("most", "refused"),
+    [
+        (Most(2, 9, 9), "this session has 2 live connections already"),
+        (Most(9, 2, 9), "this user has 2 live connections already"),
+        (Most(9, 9, 2), "this tenant has 2 live connections already"),
+    ],
+)
+async def test_there_is_an_end_to_how_many_one_may_have(most: Most, refused: str) -> None:
+    tenant, user, session = uuid4(), uuid4(), uuid4()
+    live = Live(Historian(tenant), most)
+    first, second, third = (Connection(tenant, user, session, ALL) for _ in range(3))
+    live.join(first)
+    live.join(second)
+    with pytest.raises(TooManyRequests, match=refused):
+        live.join(third)
+    assert live.count() == 2
+    live.join(a_connection(uuid4()))  # somebody else's
+    live.leave(first)
+    live.join(third)
+
+
+async def test_when_updates_were_missed_all_connect_again() -> None:
+    tenant = uuid4()
+    live = Live(Historian(tenant), MANY)
+    connections = [a_connection(tenant), a_connection(uuid4())]
+    for connection in connections:
+        live.join(connection)
+    live.close_interrupted()
+    assert [connection.closed.result()[0] for connection in connections] == [TRY_LATER] * 2

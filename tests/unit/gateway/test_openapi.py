@@ -68,3 +68,27 @@ def test_what_is_not_public_is_left_out_and_the_sources_stay_as_they_were() -> N
     source = a_document("/api/v1/a", {"Page": {"type": "object"}})
     merged(b=a_document("/api/v1/b", {"Page": {"type": "array"}}), a=source)
     assert source == a_document("/api/v1/a", {"Page": {"type": "object"}})
+
+
+def test_an_operation_is_summed_up_by_the_first_words_of_its_description() -> None:
+    source = a_document("/api/v1/a", {"Page": {"type": "object"}})
+    operation = source["paths"]["/api/v1/a"]["get"]
+    operation["summary"] = "Get"
+    operation["description"] = "Return what there is,\nall of it.\n\nNewest first.\n"
+    shown = merged(a=source)["paths"]["/api/v1/a"]["get"]
+    assert shown["summary"] == "Return what there is, all of it"
+    assert shown["description"] == "Newest first."
+    operation["description"] = "Return it."
+    shown = merged(a=source)["paths"]["/api/v1/a"]["get"]
+    assert (shown["summary"], "description" in shown) == ("Return it", False)
+    del operation["description"]
+    assert merged(a=source)["paths"]["/api/v1/a"]["get"]["summary"] == "Get"
+
+
+def test_which_operation_keeps_its_name_does_not_change_from_run_to_run() -> None:
+    methods = ["trace", "patch", "head", "options", "delete", "post", "put", "get"]
+    item = {method: {"operationId": "same"} for method in methods}
+    document = merged(a={"paths": {"/api/v1/a": item}})
+    ids = {m: o["operationId"] for m, o in document["paths"]["/api/v1/a"].items()}
+    assert ids.pop("get") == "same"
+    assert set(ids.values()) == {"a_same"}

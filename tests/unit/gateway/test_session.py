@@ -40,9 +40,19 @@ def a_token(used_s_ago: float | None = None, expires_at: datetime | None = None)
 def test_only_the_immediate_predecessor_is_forgiven_and_only_just_now(
     token: RefreshToken, successor_used: bool, verdict: Verdict
 ) -> None:
-    assert judge(a_session(), token, successor_used=successor_used, now=NOW) is verdict
+    verdict_now = judge(
+        a_session(), token, successor_used=successor_used, sibling_used=False, now=NOW
+    )
+    assert verdict_now is verdict
+
+
+@pytest.mark.parametrize("token", [a_token(), a_token(used_s_ago=0), a_token(used_s_ago=11)])
+def test_of_two_successors_one_alone_goes_on(token: RefreshToken) -> None:
+    verdict = judge(a_session(), token, successor_used=False, sibling_used=True, now=NOW)
+    assert verdict is Verdict.REVOKE_FAMILY
 
 
 @pytest.mark.parametrize("session", [a_session(revoked_at=NOW), a_session(expires_at=NOW)])
 def test_nothing_continues_a_session_that_is_over(session: Session) -> None:
-    assert judge(session, a_token(), successor_used=False, now=NOW) is Verdict.REFUSE
+    verdict = judge(session, a_token(), successor_used=False, sibling_used=False, now=NOW)
+    assert verdict is Verdict.REFUSE

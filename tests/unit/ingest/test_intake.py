@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,12 +15,14 @@ from libs.common.errors import Unavailable
 from libs.common.events.base import Message
 from libs.common.events.ingest import TelemetryReceived
 from libs.common.historian.point import Kind
+from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Series, Source
 from services.ingest.domain.payload import Decoded, Window, decode
 from services.ingest.usecases.telemetry import Intake, IntakeLimits, accept
 from tests.waiting import until
 
 MIB = 1024 * 1024
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 class FakeBus:
@@ -94,6 +97,19 @@ async def test_an_error_that_nobody_thought_of_stops_the_intake_no_more_than_a_b
     assert [len(batch) for batch in bus.batches] == [1, 1]
 
 
+async def test_ten_times_the_wrong_readings_take_about_ten_times_as_long(intake: Intake) -> None:
+    def seconds(count: int) -> float:
+        decoded = read([{"temp": "hot"}] * count)
+        began = time.perf_counter()
+        refusals = intake.add(a_source(), decoded, nothing)
+        took = time.perf_counter() - began
+        assert len(refusals) == count
+        return took
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (1_000, 10_000))
+    assert many / few < 30  # a hundred if each refusal copied those before it
+
+
 async def test_an_acknowledgement_that_fails_keeps_nobody_else_from_theirs(intake: Intake) -> None:
     told = []
 
@@ -114,7 +130,9 @@ async def test_a_flood_of_large_rubbish_fills_the_intake_by_its_bytes(
 ) -> None:
     bus.gate.clear()
     for _ in range(4):
-        intake.refuse_message(a_source(), "malformed", "not JSON", b"x" * 65_536, nothing)
+        intake.refuse_message(
+            a_source(), "malformed", "not JSON", b"x" * 65_536, nothing, received_at=NOON
+        )
     assert intake.is_full
     bus.gate.set()
     await until(lambda: not intake.is_full, "room again")
@@ -149,7 +167,7 @@ async def test_no_message_on_the_bus_grows_beyond_a_few_mebibytes(bus: FakeBus) 
     told: list[int] = []
     for number in range(40):
         done = partial(told.append, number)
-        intake.refuse_message(a_source(), "malformed", "", b"x" * 262_144, done)
+        intake.refuse_message(a_source(), "malformed", "", b"x" * 262_144, done, received_at=NOON)
     intake.start()
     await until(lambda: len(told) == 40, "everything is published")
     await intake.stop()
@@ -174,9 +192,50 @@ async def test_one_message_of_rubbish_does_not_become_thousands_of_entries(
 
 
 async def test_a_detail_never_repeats_a_whole_message(intake: Intake, bus: FakeBus) -> None:
-    intake.refuse_message(a_source(), "invalid", "x" * 100_000, b"{}", nothing)
+    intake.refuse_message(a_source(), "invalid", "x" * 100_000, b"{}", nothing, received_at=NOON)
     await until(lambda: bool(bus.batches), "published")
     assert len(bus.batches[0].refused[0].detail) <= 500
+
+
+async def test_what_is_refused_keeps_the_time_it_would_have_been_stored_with(
+    intake: Intake, bus: FakeBus
+) -> None:
+    message = json.dumps([{"values": {"temp": 1}}, 2, {"values": {"temp": None}}]).encode()
+    window = Window.around(NOON, past=timedelta(days=1), ahead=timedelta(days=1))
+    await accept(intake, a_source(), decode(message, NOON, window), within=timedelta(seconds=5))
+    intake.refuse_message(
+        a_source(), "malformed", "", b"{", nothing, received_at=NOON, channel=Channel.ALERTS
+    )
+    await until(lambda: len(bus.batches) == 2, "published")
+    noon = int(NOON.timestamp()) * 1_000_000
+    entries = [entry for batch in bus.batches for entry in batch.refused]
+    assert [entry.received_at for entry in entries] == [noon + 1, noon + 2, noon]
+    assert [entry.channel for entry in entries] == ["telemetry", "telemetry", "alerts"]
+
+
+async def test_refusals_that_share_an_entry_keep_each_its_own_time(
+    intake: Intake, bus: FakeBus
+) -> None:
+    readings = [{"temp": 1} if n % 2 else {"values": {"temp": None}} for n in range(60)]
+    window = Window.around(NOON, past=timedelta(days=1), ahead=timedelta(days=1))
+    decoded = decode(json.dumps(readings).encode(), NOON, window)
+    await accept(intake, a_source(), decoded, within=timedelta(seconds=5))
+    [entry] = bus.batches[0].refused
+    again = decode(entry.payload.replace(b"null", b"5"), NOON, window)
+    noon = int(NOON.timestamp()) * 1_000_000
+    assert [point.ts for point in again.points] == [noon + n for n in range(0, 60, 2)]
+
+
+async def test_of_a_long_message_the_beginning_is_kept_and_how_long_it_was(bus: FakeBus) -> None:
+    limits = IntakeLimits(most_refused_bytes=1_000)
+    intake = Intake(bus.publish, FakeRegistry(), SystemClock(), limits)
+    intake.start()
+    for size in (1_000, 1_001):
+        intake.refuse_message(a_source(), "malformed", "", b"x" * size, nothing, received_at=NOON)
+    await intake.stop()
+    [batch] = bus.batches
+    kept = [(len(entry.payload), entry.cut_from) for entry in batch.refused]
+    assert kept == [(1_000, None), (1_000, 1_001)]
 
 
 async def test_messages_that_race_have_no_more_metrics_than_one_after_the_other(

@@ -12,18 +12,18 @@ def run(
     state: State, zs: list[float], *, first: int = 0, calm: int = 3
 ) -> tuple[State, list[Excursion]]:
     ts = list(range(first, first + len(zs)))
-    return follow(state, Scored(ts, [z * 10 for z in zs], zs), threshold=3.5, calm_points=calm)
+    return follow(state, Scored(ts, ts, [z * 10 for z in zs], zs), threshold=3.5, calm_points=calm)
 
 
 def test_usual_points_begin_nothing() -> None:
     state, touched = run(State(), [0, 1, 3.5])
-    assert (state, touched) == (State(last_ts=2), [])
+    assert (state, touched) == (State(last_at=2, last_ts=2), [])
 
 
 def test_a_value_that_dances_about_the_threshold_is_one_excursion() -> None:
     state, [excursion] = run(State(), [1, 4, 1, 9, 1, 1, 5, 1, 1, 1])
     assert excursion == Excursion(1, 40, 4, 90, 9, points=3, calm=3, ended_at=9)
-    assert state == State(last_ts=9)
+    assert state == State(last_at=9, last_ts=9)
 
 
 def test_after_it_has_ended_the_next_unusual_point_is_another() -> None:

@@ -1,6 +1,6 @@
 """Which points concern a model."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -10,6 +10,7 @@ from services.ml.domain.robust_zscore import RobustZScore
 from services.ml.domain.watch import Watch
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+LATENESS = timedelta(minutes=5)
 
 
 def a_model(series: int, *, model_id: UUID | None = None, version: int = 1) -> Model:
@@ -40,12 +41,13 @@ def seen(watch: Watch, series: list[int], *, quality: int = 0) -> list[tuple[UUI
         np.arange(count, dtype=np.int64),
         np.arange(count, dtype=np.float64),
         np.full(count, quality, dtype=np.uint8),
+        np.arange(count, dtype=np.int64),
     )
     return [(c.watched.model.id, c.ts.tolist()) for c in found]
 
 
 def test_each_model_gets_the_points_of_its_series_in_order() -> None:
-    watch, far, near = Watch(), a_model(1_000_000), a_model(7)
+    watch, far, near = Watch(LATENESS), a_model(1_000_000), a_model(7)
     watch.put(far)
     watch.put(near)
     series = [7, 1_000_000, 8, 7, 2_000_000, 1_000_000, 0]
@@ -53,7 +55,7 @@ def test_each_model_gets_the_points_of_its_series_in_order() -> None:
 
 
 def test_two_models_may_watch_one_series_until_both_are_gone() -> None:
-    watch, one, two = Watch(), a_model(7), a_model(7)
+    watch, one, two = Watch(LATENESS), a_model(7), a_model(7)
     watch.put(one)
     watch.put(two)
     assert len(seen(watch, [7])) == 2
@@ -65,7 +67,7 @@ def test_two_models_may_watch_one_series_until_both_are_gone() -> None:
 
 
 def test_a_newer_version_takes_the_place_of_the_older() -> None:
-    watch, old = Watch(), a_model(7)
+    watch, old = Watch(LATENESS), a_model(7)
     watch.put(old)
     watch.put(a_model(9, model_id=old.id, version=2))
     assert watch.versions() == {old.id: 2}
@@ -73,7 +75,7 @@ def test_a_newer_version_takes_the_place_of_the_older() -> None:
 
 
 def test_bad_points_concern_no_model() -> None:
-    watch = Watch()
+    watch = Watch(LATENESS)
     watch.put(a_model(7))
     assert seen(watch, [7, 7], quality=2) == []
     assert len(seen(watch, [7, 7], quality=1)) == 1

@@ -11,6 +11,7 @@ from services.rules.domain.threshold import Operator, Threshold
 from services.rules.domain.watch import Candidate, SeriesKey, Watch
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+LATENESS = timedelta(minutes=5)
 
 
 def a_rule(tenant_id: UUID, device_id: UUID, metric: str = "temp") -> Rule:
@@ -41,6 +42,7 @@ def candidates(
         np.array([t for _, t, _ in points], dtype=np.int64),
         np.array([v for _, _, v in points], dtype=np.float64),
         np.array(quality or [0] * len(points), dtype=np.uint8),
+        np.array([t for _, t, _ in points], dtype=np.int64),
     )
 
 
@@ -48,8 +50,8 @@ def undescribed(watch: Watch, *series: int) -> list[int]:
     return watch.undescribed(np.array(series, dtype=np.int32))
 
 
-def test_only_the_points_that_a_rule_waits_for_are_picked_and_in_their_order() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+def test_only_the_points_that_a_rule_waits_for_are_picked_and_put_in_order() -> None:
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     rule = a_rule(tenant, device)
     watch.put(rule)
     assert undescribed(watch, 7, 8, 7) == [7, 8]
@@ -59,11 +61,11 @@ def test_only_the_points_that_a_rule_waits_for_are_picked_and_in_their_order() -
     assert undescribed(watch, 7, 8) == []
     [found] = candidates(watch, (8, 1, 5.0), (7, 1, 50.0), (7, 3, 70.0), (7, 2, 60.0))
     assert found.watched.rule is rule
-    assert (found.points.ts, found.points.values) == ([1, 3, 2], [50.0, 70.0, 60.0])
+    assert (found.points.ts, found.points.values) == ([1, 2, 3], [50.0, 60.0, 70.0])
 
 
 def test_bad_quality_and_what_is_no_number_concern_no_rule() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     watch.put(a_rule(tenant, device))
     watch.describe([7], [(7, SeriesKey(tenant, device, "temp"))])
     points = [(7, 1, 1.0), (7, 2, 2.0), (7, 3, float("nan")), (7, 4, float("inf")), (7, 5, 5.0)]
@@ -72,7 +74,7 @@ def test_bad_quality_and_what_is_no_number_concern_no_rule() -> None:
 
 
 def test_a_rule_that_comes_after_its_series_was_seen_gets_its_points() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     key = SeriesKey(tenant, device, "temp")
     watch.describe([5000], [(5000, key)])
     assert undescribed(watch, 5000) == []
@@ -83,14 +85,14 @@ def test_a_rule_that_comes_after_its_series_was_seen_gets_its_points() -> None:
 
 
 def test_a_rule_on_someone_elses_device_gets_nothing() -> None:
-    watch, device = Watch(), uuid4()
+    watch, device = Watch(LATENESS), uuid4()
     watch.put(a_rule(uuid4(), device))
     watch.describe([7], [(7, SeriesKey(uuid4(), device, "temp"))])
     assert candidates(watch, (7, 1, 1.0)) == []
 
 
 def test_a_dropped_rule_gets_no_more_points_and_leaves_its_neighbour() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     one, other = a_rule(tenant, device), a_rule(tenant, device)
     watch.put(one)
     watch.put(other)
@@ -104,7 +106,7 @@ def test_a_dropped_rule_gets_no_more_points_and_leaves_its_neighbour() -> None:
 
 
 def test_a_newer_version_takes_the_place_of_the_older_with_a_fresh_memory() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     rule = a_rule(tenant, device)
     watch.put(rule)
     watch.describe([7], [(7, SeriesKey(tenant, device, "temp"))])
@@ -116,7 +118,7 @@ def test_a_newer_version_takes_the_place_of_the_older_with_a_fresh_memory() -> N
 
 
 def test_a_rule_that_is_turned_to_another_metric_leaves_the_old_one() -> None:
-    watch, tenant, device = Watch(), uuid4(), uuid4()
+    watch, tenant, device = Watch(LATENESS), uuid4(), uuid4()
     temp, rpm = SeriesKey(tenant, device, "temp"), SeriesKey(tenant, device, "rpm")
     rule = a_rule(tenant, device)
     watch.put(rule)
@@ -129,7 +131,7 @@ def test_a_rule_that_is_turned_to_another_metric_leaves_the_old_one() -> None:
 
 
 def test_a_series_that_nobody_knows_is_asked_for_again_only_after_a_while() -> None:
-    watch = Watch()
+    watch = Watch(LATENESS)
     huge = 2**31 - 1
     assert undescribed(watch, huge, -3, 0) == [-3, 0, huge]
     watch.describe([-3, 0, huge], [])

@@ -16,14 +16,13 @@ def a_membership(
     roles: tuple[str, ...] = ("viewer",),
     own_roles: dict[str, tuple[str, ...]] | None = None,
 ) -> Membership:
-    return Membership(UUID(int=1), "acme", "Acme", tenant, status, roles, own_roles or {})
+    return Membership(UUID(int=1), "acme", "Acme", tenant, "Ann", status, roles, own_roles or {})
 
 
 def an_account(*memberships: Membership, suspended: bool = False) -> Account:
     return Account(
         user_id=UUID(int=2),
         email="ann@acme.example",
-        name="Ann",
         is_platform_admin=False,
         is_suspended=suspended,
         memberships=memberships,
@@ -40,6 +39,7 @@ def test_a_member_of_an_active_tenant_may_log_in() -> None:
         an_account(),
         an_account(a_membership(), suspended=True),
         an_account(a_membership(status=MemberStatus.DISABLED)),
+        an_account(a_membership(status=MemberStatus.INVITED)),
         an_account(a_membership(tenant=TenantStatus.SUSPENDED)),
     ],
 )
@@ -47,8 +47,9 @@ def test_who_may_enter_nowhere_does_not_log_in(account: Account) -> None:
     assert not account.may_log_in
 
 
-def test_only_the_tenants_that_are_open_are_offered() -> None:
-    closed, opened = a_membership(status=MemberStatus.DISABLED), a_membership()
+@pytest.mark.parametrize("status", [MemberStatus.DISABLED, MemberStatus.INVITED])
+def test_only_the_tenants_that_are_open_are_offered(status: MemberStatus) -> None:
+    closed, opened = a_membership(status=status), a_membership()
     assert an_account(closed, opened).open_memberships == (opened,)
 
 

@@ -1,37 +1,10 @@
-"""What people type: addresses, passwords, names of roles."""
+"""What people type: passwords, names of roles."""
 
 import pytest
 
 from libs.common.errors import Invalid
-from services.tenancy.domain.email import normalise_email
 from services.tenancy.domain.password import check_new_password, normalise_password
 from services.tenancy.domain.role import Role, check_role
-
-
-@pytest.mark.parametrize(
-    ("typed", "kept"),
-    [
-        ("Ann@Acme.Example", "ann@acme.example"),
-        ("  ann@acme.example ", "ann@acme.example"),
-        ("admin@plant.local", "admin@plant.local"),
-        ("admin@localhost", "admin@localhost"),
-        ("zoe\u0308@ex\u00e4mple.de", "zo\u00eb@ex\u00e4mple.de"),
-    ],
-)
-def test_an_address_has_one_spelling(typed: str, kept: str) -> None:
-    assert normalise_email(typed) == kept
-    assert normalise_email(kept) == kept
-
-
-@pytest.mark.parametrize(
-    "typed",
-    ["", "ann", "ann@", "@acme.example", "a b@acme.example", "ann@acme..example",
-     "Ann <ann@acme.example>", "ann@acme.example\r\nBcc: all@acme.example", "a\0@acme.example"],
-)  # fmt: skip
-def test_what_is_no_address_is_refused_where_it_stands(typed: str) -> None:
-    with pytest.raises(Invalid) as refused:
-        normalise_email(typed, "#/admin/email")
-    assert [error.pointer for error in refused.value.errors] == ["#/admin/email"]
 
 
 @pytest.mark.parametrize("password", ["aaaaaaaaaaaa", "            ", "пароль-пароль", "a" * 1024])

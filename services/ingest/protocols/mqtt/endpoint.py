@@ -11,7 +11,8 @@ import os
 import socket
 import ssl
 import sys
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
@@ -19,16 +20,19 @@ from uuid import UUID
 
 import structlog
 
+from libs.common.addresses import origin_of
+from libs.common.auth.guesses import Guesses
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
-from libs.common.errors import AppError, Unauthenticated
-from services.ingest.domain.device import Source, Status
+from libs.common.errors import AppError, TooManyRequests, Unauthenticated
+from services.ingest.domain.channel import Channel
+from services.ingest.domain.device import Source
 from services.ingest.domain.payload import Decoded, Window, decode
+from services.ingest.domain.token import hash_token
 from services.ingest.protocols.mqtt.codec import ConnectCode
 from services.ingest.protocols.mqtt.session import (
     Action,
     Authenticate,
-    Channel,
     Close,
     Deliver,
     Limits,
@@ -36,8 +40,9 @@ from services.ingest.protocols.mqtt.session import (
     Send,
     Session,
 )
+from services.ingest.usecases.presence import Presence
 from services.ingest.usecases.reports import Reports
-from services.ingest.usecases.sources import Presence, Sources
+from services.ingest.usecases.sources import Sources
 from services.ingest.usecases.telemetry import Done, Intake
 
 log = structlog.get_logger(__name__)
@@ -48,6 +53,17 @@ LONGEST_PAUSE_S = 5.0
 REMEMBERED_RECEIPTS = 2_000
 CLOSING_GRACE_S = 2.0
 DEAD_PEER_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many connections one process bears."""
+
+    connections: int
+    strangers: int
+    """Of these, such as have not logged in. They are not told from each other, so when they are
+    too many a device may have to come again; those logged in are not concerned."""
+    strangers_per_address: int
 
 
 class Endpoint:
@@ -64,7 +80,8 @@ class Endpoint:
         limits: Limits,
         past: timedelta,
         ahead: timedelta,
-        most_connections: int,
+        capacity: Capacity,
+        guesses: Guesses,
     ) -> None:
         self.sources = sources
         self.presence = presence
@@ -74,10 +91,15 @@ class Endpoint:
         self.limits = limits
         self._past = past
         self._ahead = ahead
-        self._most_connections = most_connections
+        self._capacity = capacity
+        self.guesses = guesses
         self._servers: list[asyncio.Server] = []
         self._ticker: asyncio.Task[None] | None = None
         self.connections: set[Connection] = set()
+        self._strangers: dict[Connection, str] = {}
+        """Those that have not logged in, with their origin."""
+        self._strangers_of: Counter[str] = Counter()
+        self._turned_away = 0
         self.by_device: dict[UUID, Connection] = {}
         self.receipts: dict[UUID, Receipts] = {}
         """Of devices that are gone, for those that come back and send again what was not acknowledged."""
@@ -129,9 +151,28 @@ class Endpoint:
         if connection is not None:
             connection.end(reason)
 
-    def is_crowded(self) -> bool:
-        """Whether there are as many connections as are allowed."""
-        return len(self.connections) >= self._most_connections
+    def admit(self, connection: "Connection", origin: str) -> bool:
+        """Take a connection in, as a stranger, if there is room for it."""
+        capacity = self._capacity
+        if (
+            len(self.connections) >= capacity.connections
+            or len(self._strangers) >= capacity.strangers
+            or self._strangers_of[origin] >= capacity.strangers_per_address
+        ):
+            self._turned_away += 1
+            return False
+        self.connections.add(connection)
+        self._strangers[connection] = origin
+        self._strangers_of[origin] += 1
+        return True
+
+    def acquaint(self, connection: "Connection") -> None:
+        """Note that a connection has logged in, or has ended: it is no stranger any more."""
+        origin = self._strangers.pop(connection, None)
+        if origin is not None:
+            self._strangers_of[origin] -= 1
+            if not self._strangers_of[origin]:
+                del self._strangers_of[origin]
 
     def keep_receipts(self, device_id: UUID, receipts: Receipts) -> None:
         """Remember what a device that is gone may send again; the oldest are forgotten."""
@@ -156,6 +197,9 @@ class Endpoint:
             await asyncio.sleep(TICK_S)
             at, now = self.clock.now(), loop.time()
             self.window = Window.around(at, past=self._past, ahead=self._ahead)
+            if self._turned_away:
+                log.warning("too many connections, some turned away", count=self._turned_away)
+                self._turned_away = 0
             for connection in list(self.connections):
                 try:
                     connection.tick(at, now)
@@ -172,6 +216,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._session = Session(endpoint.limits, now=self._loop.time())
         self._transport: asyncio.Transport | None = None
+        self._origin = ""
         self._source: Source | None = None
         self._is_reading = True
         self._is_congested = False
@@ -184,11 +229,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports keep asyncio's promise without deriving from its class.
         self._transport = transport = cast(asyncio.Transport, transport)
-        if self._endpoint.is_crowded():
-            log.warning("too many connections, one refused")
+        self._origin = origin_of(transport.get_extra_info("peername")[0])
+        if not self._endpoint.admit(self, self._origin):
             transport.abort()
-            return
-        self._endpoint.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         self._carry_out(self._session.receive(data, self._endpoint.clock.now(), self._loop.time()))
@@ -270,9 +313,7 @@ class Connection(asyncio.Protocol):
         try:
             decoded = decode(payload, message.received_at, self._endpoint.window)
         except AppError as error:
-            intake.refuse_message(
-                self._source, error.slug, error.detail, payload, self._done(message)
-            )
+            self._refuse(message, error.slug, error.detail)
             return True
         if not intake.knows(self._source, decoded.points):
             return False
@@ -315,14 +356,9 @@ class Connection(asyncio.Protocol):
                 endpoint.intake.add(self._source, decoded, self._done(message))
             return
         try:
-            if message.channel is Channel.ALERTS:
-                await endpoint.reports.take_alert(
-                    self._source, message.payload, message.received_at
-                )
-            else:
-                await endpoint.reports.take_status(
-                    self._source, message.payload, message.received_at
-                )
+            await endpoint.reports.take(
+                self._source, message.channel, message.payload, message.received_at
+            )
         except AppError as error:
             if is_transient(error):
                 raise
@@ -333,7 +369,13 @@ class Connection(asyncio.Protocol):
     def _refuse(self, message: Deliver, reason: str, detail: str) -> None:
         assert self._source is not None
         self._endpoint.intake.refuse_message(
-            self._source, reason, detail, message.payload, self._done(message)
+            self._source,
+            reason,
+            detail,
+            message.payload,
+            self._done(message),
+            received_at=message.received_at,
+            channel=message.channel,
         )
 
     def _done(self, message: Deliver) -> Done:
@@ -356,8 +398,9 @@ class Connection(asyncio.Protocol):
 
     async def _authenticate(self, device_id: UUID, password: bytes) -> None:
         endpoint = self._endpoint
+        token = password.decode("ascii", "replace")
         try:
-            source = await endpoint.sources.login(password.decode("ascii", "replace"))
+            source = await self._log_in(token)
             if source.device_id != device_id:
                 raise Unauthenticated("the token is another device's")
         except Unauthenticated as error:
@@ -369,6 +412,7 @@ class Connection(asyncio.Protocol):
             self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
             return
         except Exception:
+            # Ours to find. Without an answer the device would wait, and then be told of a timeout.
             log.exception("mqtt login failed", device=str(device_id))
             self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
             return
@@ -378,14 +422,31 @@ class Connection(asyncio.Protocol):
         if older is not None and older is not self:
             older.end("the device connected again")
         self._source = source
+        endpoint.acquaint(self)
         endpoint.by_device[device_id] = self
-        endpoint.presence.note(source, Status.ONLINE, "connected by MQTT")
+        endpoint.presence.came(source, "connected by MQTT")
         self._carry_out(
             self._session.accepted(
                 self._loop.time(), receipts=endpoint.receipts.pop(device_id, None)
             )
         )
         self.settle_reading()
+
+    async def _log_in(self, token: str) -> Source:
+        """Return the device whose token it is, as Sources.login; too many guesses must wait."""
+        guesses = self._endpoint.guesses
+        token_hash = hash_token(token)
+        if guesses.is_refused(token_hash, self._loop.time()):
+            raise Unauthenticated("the token is not valid")
+        if guesses.wait_s(token_hash, self._origin, self._loop.time()) > 0:
+            raise TooManyRequests("too many tokens from its address were not valid")
+        try:
+            source = await self._endpoint.sources.login(token)
+        except Unauthenticated:
+            guesses.failed(token_hash, self._origin, self._loop.time())
+            raise
+        guesses.passed(token_hash)
+        return source
 
     def _close(self, action: Close) -> None:
         log.info(
@@ -403,11 +464,12 @@ class Connection(asyncio.Protocol):
     def _leave(self, reason: str) -> None:
         endpoint = self._endpoint
         endpoint.connections.discard(self)
+        endpoint.acquaint(self)
         source = self._source
         if source is not None and endpoint.by_device.get(source.device_id) is self:
             del endpoint.by_device[source.device_id]
             endpoint.keep_receipts(source.device_id, self._session.receipts)
-            endpoint.presence.note(source, Status.OFFLINE, reason)
+            endpoint.presence.went(source, reason)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():

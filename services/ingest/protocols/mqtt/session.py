@@ -26,6 +26,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from services.ingest.domain.channel import Channel
 from services.ingest.protocols.mqtt.codec import (
     PINGRESP,
     SUBSCRIPTION_REFUSED,
@@ -70,14 +71,6 @@ class Limits:
     """QoS 1 commands sent and not yet acknowledged by the device."""
     remembered_receipts: int = 128
     """Acknowledged packet ids whose time of receipt is kept for a redelivery."""
-
-
-class Channel(StrEnum):
-    """Where a device may publish: the last level of the topic."""
-
-    TELEMETRY = "telemetry"
-    STATUS = "status"
-    ALERTS = "alerts"
 
 
 class Cause(StrEnum):

@@ -5,12 +5,12 @@ from uuid import UUID
 
 import pytest
 
+from services.ingest.domain.channel import Channel
 from services.ingest.protocols.mqtt.codec import ConnectCode
 from services.ingest.protocols.mqtt.session import (
     Action,
     Authenticate,
     Cause,
-    Channel,
     Close,
     CommandAcknowledged,
     Deliver,

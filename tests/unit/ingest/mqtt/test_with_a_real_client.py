@@ -11,12 +11,12 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from services.ingest.domain.channel import Channel
 from services.ingest.protocols.mqtt.codec import ConnectCode
 from services.ingest.protocols.mqtt.session import (
     Action,
     Authenticate,
     Cause,
-    Channel,
     Close,
     CommandAcknowledged,
     Deliver,

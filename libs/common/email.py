@@ -1,4 +1,8 @@
-"""Email addresses, by which users are known."""
+"""Email addresses, by which users are known.
+
+Tenancy looks users up by them and the gateway counts attempts to log in by them: both must take
+the same spellings for the same address.
+"""
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
