@@ -12,12 +12,14 @@ PYTHON := $(BIN)/python
 READY := .venv/.synced
 CODE := services libs deploy clients tests
 
-# How many tests at once. Files stay whole: their tests share what is costly to set up.
-WORKERS ?= auto
-PARALLEL := -n $(WORKERS) --dist loadfile
-UNIT_PARALLEL := -n $(WORKERS) --dist worksteal
-# Test folders that exist; TESTS=... and ARGS="-k telemetry -x" narrow a run down.
-TESTS ?= tests/unit tests/service tests/contract tests/system tests/faults
+# How many tests at once. They wait more than they work, so there are more of them than cores.
+WORKERS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
+# Files stay whole: their tests share what is costly to set up. They go out in the order of TESTS.
+# Where a worker had to be ended (tests/time_limit.py) the run ends: xdist would wait for ever for what it had left.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+UNIT_PARALLEL := -n auto --dist worksteal --max-worker-restart 0
+# Test folders that exist, what takes long first; TESTS=... and ARGS="-k telemetry -x" narrow a run down.
+TESTS ?= tests/faults tests/system tests/contract tests/service tests/unit
 ARGS ?=
 
 .PHONY: help
@@ -33,9 +35,9 @@ run: $(READY) ## the whole platform with a simulated plant, no server needed (PO
 	@exec $(PYTHON) -m deploy.edge $(if $(PORT),--port $(PORT)) $(if $(SIM),--sim $(SIM))
 
 .PHONY: cluster
-cluster: $(READY) ## the same as one process a service, with private RabbitMQ, Redis, PostgreSQL (PORT=)
+cluster: $(READY) ## the same as one process a service, with private RabbitMQ, Redis, PostgreSQL (PORT=, AMQP=1)
 	@$(PYTHON) -m deploy.local.servers --install
-	@exec $(PYTHON) -m deploy.local.cluster $(if $(PORT),--port $(PORT))
+	@exec $(PYTHON) -m deploy.local.cluster $(if $(PORT),--port $(PORT)) $(if $(AMQP),--amqp)
 
 .PHONY: logs
 logs: ## follow what the running platform and its servers write
@@ -60,7 +62,7 @@ check: $(READY) ## what must hold before a commit: format, lint, types, imports,
 
 .PHONY: test
 test: $(READY) ## everything but the long fault series, on real servers (TESTS= ARGS=)
-	@$(PYTHON) -m deploy.local.servers --install mosquitto_pub
+	@$(PYTHON) -m deploy.local.servers --install amqp-consume mosquitto_pub coap-client-notls coap-client-openssl coap-client-gnutls ip nft
 	@$(PYTHON) -m pytest -q $(PARALLEL) -m "not long" $(TESTS) $(ARGS)
 
 .PHONY: system
@@ -70,7 +72,7 @@ system: $(READY) ## the system tests alone
 
 .PHONY: faults
 faults: $(READY) ## the whole series: kill and stop things, and look for what is lost
-	@$(PYTHON) -m deploy.local.servers --install
+	@$(PYTHON) -m deploy.local.servers --install ip nft
 	@$(PYTHON) -m pytest tests/faults $(ARGS)
 
 .PHONY: soak
@@ -79,7 +81,7 @@ soak: $(READY) ## ten minutes under load; fails if anything is lost or grows (AR
 	@$(PYTHON) -m tests.bench.soak $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure a promise (NAME=ingest or gateway, ARGS="--mode edge --json")
+bench: $(READY) ## measure a promise (NAME=ingest, http, coap, fleet, historian …, ARGS="--mode edge --json")
 	@$(PYTHON) -m deploy.local.servers --install $(if $(filter gateway,$(NAME)),wrk)
 	@$(PYTHON) -m tests.bench.$(if $(NAME),$(NAME),ingest) $(ARGS)
 
@@ -108,7 +110,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: $(READY) ## choose versions anew: requirements/*.lock from pyproject.toml
 	@$(COMPILE) --upgrade --extra dev pyproject.toml -o requirements/dev.lock
 	@for image in $(IMAGES); do \
-	  $(COMPILE) --upgrade --constraint requirements/dev.lock --extra $$image pyproject.toml \
+	  $(COMPILE) --upgrade --constraint requirements/dev.lock --extra $$image $$(test $$image != ingest || echo --extra dtls) pyproject.toml \
 	    -o requirements/$$image.lock; done
 	@echo uv | $(COMPILE) --upgrade --constraint requirements/dev.lock - -o requirements/build.lock
 

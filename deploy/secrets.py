@@ -37,6 +37,12 @@ YOURS = ("alerting_smtp_password",)
 """Made empty, for people to fill in; never written again."""
 
 RABBITMQ_HOST = "iiot"  # the virtual host
+DEVICES_BROKER = "rabbitmq-devices"
+"""The broker that devices publish to, of deploy/compose.amqp.yml."""
+DEVICES_HOST = "devices"
+DEVICES_USER = "ingest-devices"
+ASKED = ("user", "vhost", "resource", "topic")
+"""What that broker asks ingest about."""
 REDIS_MEMORY = "128mb"
 
 
@@ -94,7 +100,11 @@ def _wanted() -> dict[str, int]:
         **{f"rabbitmq_{service}": 24 for service in SERVICES},
         # A hash is salted; drawn once, so that the definitions stay as they are.
         **{f"rabbitmq_{service}_salt": 4 for service in SERVICES},
+        "rabbitmq_devices": 24,
+        "rabbitmq_devices_salt": 4,
+        "ingest_amqp_auth_key": 32,
         "gateway_key_passphrase": 32,
+        "ingest_credentials_key": 32,
         "tenancy_first_admin": 12,
     }
 
@@ -106,6 +116,7 @@ def _files(passwords: dict[str, str]) -> dict[str, str]:
         return f"postgresql://{role}:{passwords[role]}@postgres:5432/iiot"
 
     redis = passwords["redis"]
+    devices, auth_key = passwords["rabbitmq_devices"], passwords["ingest_amqp_auth_key"]
     return {
         ".gitignore": "*\n",
         "postgres_password": passwords["postgres"],
@@ -118,7 +129,16 @@ def _files(passwords: dict[str, str]) -> dict[str, str]:
         "redis_conf": f'requirepass {redis}\ndir /data\nappendonly yes\nsave ""\n'
         f"maxmemory {REDIS_MEMORY}\nmaxmemory-policy noeviction\n",
         "rabbitmq_definitions.json": json.dumps(rabbitmq_definitions(passwords), indent=2) + "\n",
+        "rabbitmq_devices_definitions.json": json.dumps(
+            devices_broker_definitions(devices, passwords["rabbitmq_devices_salt"]), indent=2
+        )
+        + "\n",
+        "rabbitmq_devices_auth.conf": devices_broker_asks("http://ingest:8000", auth_key),
+        "ingest_amqp_url": f"amqp://{DEVICES_USER}:{devices}@{DEVICES_BROKER}:5672/{DEVICES_HOST}",
+        "ingest_amqp_management_url": f"http://{DEVICES_USER}:{devices}@{DEVICES_BROKER}:15672",
+        "ingest_amqp_auth_key": auth_key,
         "gateway_key_passphrase": passwords["gateway_key_passphrase"],
+        "ingest_credentials_key": passwords["ingest_credentials_key"],
         "tenancy_first_admin_password": passwords["tenancy_first_admin"],
         **{f"{service}_database_url": database(f"{service}_rw") for service in SERVICES},
         **{f"{service}_engine_database_url": database(f"{service}_engine") for service in SERVICES},
@@ -161,6 +181,42 @@ def rabbitmq_definitions(passwords: dict[str, str]) -> dict[str, object]:
             for service in SERVICES
         ],
     }
+
+
+def devices_broker_definitions(password: str, salt: str) -> dict[str, object]:
+    """Return what the devices' broker holds: ingest's own user. Devices are none of its users.
+
+    `administrator`, to cut the connections of who may not go on; `impersonator`, to put dead letters
+    back in the name of the device that wrote them. `salt` is hexadecimal.
+    """
+    return {
+        "vhosts": [{"name": DEVICES_HOST}],
+        "users": [
+            {
+                "name": DEVICES_USER,
+                "password_hash": _rabbitmq_hash(password, bytes.fromhex(salt)),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": ["administrator", "impersonator"],
+            }
+        ],
+        "permissions": [
+            {
+                "user": DEVICES_USER,
+                "vhost": DEVICES_HOST,
+                "configure": ".*",
+                "write": ".*",
+                "read": ".*",
+            }
+        ],
+    }
+
+
+def devices_broker_asks(ingest: str, auth_key: str) -> str:
+    """Return the lines of rabbitmq.conf that say where ingest answers, such as http://ingest:8000."""
+    return "".join(
+        f"auth_http.{what}_path = {ingest}/internal/broker/{what}?key={auth_key}\n"
+        for what in ASKED
+    )
 
 
 def _rabbitmq_hash(password: str, salt: bytes) -> str:

@@ -5,15 +5,19 @@ Tests do not clean up after themselves: each makes tenants of its own, and no te
 
 import asyncio
 import fcntl
+import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 import asyncpg
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -30,6 +34,37 @@ from libs.common.clock import SystemClock
 from libs.common.db.roles import BUS, HISTORIAN_WRITER, LOGIN_ROLES, OBSERVER
 from libs.common.migrate import migrate_all
 from tests.servers import SharedServer
+
+_FIRST_OID_OF_A_DATABASE = 16384
+"""Below it are PostgreSQL's own types, which are the same in every database."""
+
+_introspect_types = asyncpg.Connection._introspect_types  # type: ignore[attr-defined]  # private
+_introspected: dict[frozenset[int], list[asyncpg.Record]] = {}
+
+
+class _NothingAsked:
+    """Stands for the statement that was not needed, so that nothing has to be prepared again."""
+
+    name = "known"
+
+
+async def _introspect_types_once(
+    self: "asyncpg.Connection[asyncpg.Record]", oids: Iterable[int], timeout: float | None
+) -> tuple[list[asyncpg.Record], object]:
+    """Ask the catalogue about arrays and the like once a process, not once a connection.
+
+    The question takes as long as all that a test asks a connection: it lives for one test.
+    """
+    asked = frozenset(oids)
+    if asked in _introspected:
+        return _introspected[asked], _NothingAsked
+    rows, statement = await _introspect_types(self, asked, timeout)
+    if max(asked) < _FIRST_OID_OF_A_DATABASE:
+        _introspected[asked] = rows
+    return rows, statement
+
+
+asyncpg.Connection._introspect_types = _introspect_types_once  # type: ignore[attr-defined]  # private
 
 PASSWORD = "only-for-tests"
 PrincipalHeaders = Callable[..., dict[str, str]]
@@ -122,6 +157,32 @@ def gateway_key() -> ec.EllipticCurvePrivateKey:
 def keys(gateway_key: ec.EllipticCurvePrivateKey) -> KeySource:
     """The gateway's public keys, as services fetch them."""
     return StaticKeys({"test": gateway_key.public_key()})
+
+
+@pytest.fixture(scope="session")
+def jwks_url(gateway_key: ec.EllipticCurvePrivateKey) -> Iterator[str]:
+    """Where the services fetch the key that signs the tests' principals."""
+    jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(gateway_key.public_key()))
+    document = json.dumps({"keys": [{**jwk, "kid": "test", "use": "sig", "alg": "ES256"}]}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(document)))
+            self.end_headers()
+            self.wfile.write(document)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/jwks.json"
+    server.shutdown()
+    server.server_close()
+    thread.join(5)
 
 
 @pytest.fixture(scope="session")

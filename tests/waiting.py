@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable
 
 
 async def until(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, *, within_s: float = 15.0
+    condition: Callable[[], bool | Awaitable[bool]], what: str, *, within_s: float = 30.0
 ) -> None:
-    """Return as soon as the condition holds; fail, naming `what`, if it does not in time."""
+    """Return as soon as the condition holds; fail, naming `what`, if it does not in time.
+
+    The time is no promise of what is tested, unless a test gives one: a loaded machine is slow.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     pause_s = 0.005

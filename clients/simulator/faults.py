@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 from random import Random
@@ -42,6 +42,10 @@ class Fault:
         """Whether the fault acts at this moment."""
         return self.at <= elapsed < self.at + self.duration
 
+    def at_device(self, device: str) -> "Fault":
+        """Return the same fault of another device."""
+        return replace(self, device=device)
+
     def __str__(self) -> str:
         """As it is written on the command line, without its times."""
         where = f"{self.device}.{self.metric}" if self.metric else self.device
@@ -49,7 +53,7 @@ class Fault:
 
 
 _FAULT = re.compile(
-    r"(?P<kind>\w+):(?P<device>[\w-]+)(\.(?P<metric>\w+))?"
+    r"(?P<kind>\w+):(?P<device>[\w/-]+)(\.(?P<metric>\w+))?"
     r"(@(?P<at>\d+(\.\d+)?[smh]?))?(\+(?P<duration>\d+(\.\d+)?[smh]?|forever))?"
 )
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

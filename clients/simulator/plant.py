@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from math import pi, sqrt
 from random import Random
 
+from clients.simulator.commands import CommandFailed, Params
 from clients.simulator.faults import Fault, FaultKind, FaultPlan
 from clients.simulator.metrics import METRICS, Metric, Values
 from clients.simulator.physics import (
@@ -67,8 +68,15 @@ class PumpSet:
     bearing: Bearing = field(default_factory=Bearing)
     wanted: bool = True
     """What the level controller asks for."""
+    ordered: bool | None = None
+    """What an operator has ordered, which counts more; None: the controller decides."""
     flow: float = 0.0
     """m³/h."""
+
+    @property
+    def should_run(self) -> bool:
+        """Whether it is to run, by the operator's order or else the controller's."""
+        return self.wanted if self.ordered is None else self.ordered
 
     @property
     def running(self) -> bool:
@@ -78,9 +86,12 @@ class PumpSet:
     @property
     def state(self) -> str:
         """`running`, `starting`, `stopping` or `stopped`."""
-        if self.wanted:
+        if self.should_run:
             return "running" if self.motor.speed > 0.5 else "starting"
         return "stopping" if self.running else "stopped"
+
+
+_PUMP_ORDERS = {"start": True, "stop": False, "auto": None}
 
 
 class Plant:
@@ -91,7 +102,7 @@ class Plant:
 
     def __init__(self, seed: int, start: datetime, faults: Sequence[Fault] = ()) -> None:
         for fault in faults:
-            _check(fault)
+            check_fault(fault)
         self._rng = Random(seed)
         self._sensors = Random(seed + 1)
         self._plan = FaultPlan(faults, Random(seed + 2))
@@ -146,6 +157,22 @@ class Plant:
                 readings[device] = values
         return readings
 
+    def command(self, device: str, name: str, params: Params) -> object:
+        """Do what an operator orders: `start`, `stop` and `auto` of a pump, `set_inlet` of the raw
+        tank (`{"open": true}`). Returns the state that follows; raises CommandFailed.
+        """
+        if device.startswith("pump-") and name in _PUMP_ORDERS:
+            pump = self.pumps[int(device.removeprefix("pump-")) - 1]
+            pump.ordered = _PUMP_ORDERS[name]
+            return {"mode": "auto" if pump.ordered is None else "manual"}
+        if device == "raw-water-tank" and name == "set_inlet":
+            wanted = params.get("open")
+            if not isinstance(wanted, bool):
+                raise CommandFailed('set_inlet takes {"open": true} or {"open": false}')
+            self.inlet_open = wanted
+            return {"open": wanted}
+        raise CommandFailed(f"a {DEVICES[device]} does not know the command {name!r}")
+
     def active_faults(self) -> list[Fault]:
         """Return the faults that act now."""
         return self._plan.active(self.elapsed)
@@ -186,7 +213,7 @@ class Plant:
 
     def _move_water(self, dt: float, now: datetime) -> None:
         wanted = clamp(0.86 + 0.012 * (65 - self.clear.level), 0.75, 1.0)
-        speeds = [pump.motor.ramp(dt, wanted if pump.wanted else 0.0) for pump in self.pumps]
+        speeds = [pump.motor.ramp(dt, wanted if pump.should_run else 0.0) for pump in self.pumps]
         lift = _LIFT + self.clear.depth - self.raw.depth
         flows = parallel_flows(_CURVE, speeds, lift, _RESISTANCE)
 
@@ -311,7 +338,7 @@ class Plant:
             "efficiency": max(0.0, efficiency * 100),
             "running": pump.running,
             "valve_open": pump.flow > 0,
-            "mode": "auto",
+            "mode": "auto" if pump.ordered is None else "manual",
         }
 
     def _tank_truth(self, tank: Tank, inflow: float, outflow: float) -> Values:
@@ -353,8 +380,8 @@ class Plant:
         return values
 
 
-def _check(fault: Fault) -> None:
-    """Refuse a fault that could never be seen."""
+def check_fault(fault: Fault) -> None:
+    """Raise ValueError if a fault could never be seen."""
     kind = DEVICES.get(fault.device)
     if kind is None:
         raise ValueError(f"no device is called {fault.device!r}; there are {', '.join(DEVICES)}")

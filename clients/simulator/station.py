@@ -6,7 +6,7 @@ What the platform shows only once, the tokens, is kept in a state file that only
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx2
 import msgspec
 
-from clients.simulator.devices import Backoff
+from clients.simulator.devices.device import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -223,28 +223,63 @@ def _read(response: httpx2.Response, kind: type[T]) -> T:
         raise PlatformRefused(f"{request}: {error}") from error
 
 
+AT_ONCE = 8
+"""Devices registered at a time."""
+SAVED_EVERY_S = 1.0
+
+
 async def enrol(
-    platform: Platform, devices: Mapping[str, str], path: Path
+    platform: Platform,
+    devices: Mapping[str, str],
+    path: Path,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Credential]:
     """Make sure that each device (name -> type) is registered and return its credential.
 
     Safe to repeat: a device whose kept credential belongs to it is left alone, one that exists
     without a kept credential is rotated, one that does not exist is created. The state is written
-    after every step, so that a crash loses no token.
+    every second and at the end, however that comes: what a crash loses is rotated next time.
+    `on_progress` is told how many are done, of how many.
     """
+    loop = asyncio.get_running_loop()
     state = read_state(path)
     existing = await platform.devices()
-    for name, kind in devices.items():
-        kept = state.devices.get(name)
-        device_id = existing.get(name)
-        if device_id is None:
-            state.devices[name] = await platform.create_device(name, kind)
-        elif kept is None or kept.id != device_id:
-            state.devices[name] = await platform.rotate_credential(device_id)
-        else:
-            continue
-        write_state(path, state)
+    missing = [name for name in devices if not _is_kept(state, existing, name)]
+    saved = loop.time()
+
+    async def work_off() -> None:
+        nonlocal saved
+        while missing:
+            name = missing.pop()
+            device_id = existing.get(name)
+            state.devices[name] = (
+                await platform.create_device(name, devices[name])
+                if device_id is None
+                else await platform.rotate_credential(device_id)
+            )
+            if loop.time() - saved > SAVED_EVERY_S:
+                saved = loop.time()
+                write_state(path, state)
+                if on_progress is not None:
+                    on_progress(len(devices) - len(missing), len(devices))
+
+    if missing:
+        missing.reverse()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(work_off())
+        except* PlatformRefused as refused:
+            raise refused.exceptions[0] from None
+        finally:
+            write_state(path, state)
     return {name: state.devices[name] for name in devices}
+
+
+def _is_kept(state: State, existing: Mapping[str, str], name: str) -> bool:
+    kept = state.devices.get(name)
+    return kept is not None and existing.get(name) == kept.id
 
 
 async def ensure_demo_rule(platform: Platform, device: str, device_id: str) -> bool:

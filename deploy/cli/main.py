@@ -1,12 +1,27 @@
 """The commands. What a command needs is imported in it: an image need not hold what another needs."""
 
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / ".env.example"
+
+PLATFORM = "The platform"
+PLANT = "The plant"
+
+
+def _door(what: str, port: int) -> Any:
+    return typer.Option(
+        metavar="HOST:PORT",
+        help=f"Where {what} is spoken; absent: the URL's host, port {port}.",
+        rich_help_panel=PLATFORM,
+    )
+
 
 app = typer.Typer(
     help="Operate the platform.",
@@ -59,3 +74,191 @@ def settings(
         typer.echo(f"{EXAMPLE.name} is up to date")
     else:
         typer.echo(text, nl=False)
+
+
+@app.command()
+def simulate(
+    *,
+    api: Annotated[
+        str, typer.Option(help="URL of the platform.", rich_help_panel=PLATFORM)
+    ] = "http://127.0.0.1:8000",
+    email: Annotated[
+        str,
+        typer.Option(help="A user who may create devices and rules.", rich_help_panel=PLATFORM),
+    ],
+    password_env: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The environment variable with the password.",
+            rich_help_panel=PLATFORM,
+        ),
+    ] = "SIMULATOR_PASSWORD",  # noqa: S107 - the name of a variable, not a password
+    state: Annotated[
+        Path,
+        typer.Option(
+            help="File that keeps the devices' credentials (mode 0600).", rich_help_panel=PLATFORM
+        ),
+    ] = Path("simulator.json"),
+    mqtt: Annotated[str | None, _door("MQTT 3.1.1 and 5", 1883)] = None,
+    mqtt_websocket: Annotated[str | None, _door("MQTT over WebSocket", 8083)] = None,
+    coap: Annotated[str | None, _door("CoAP (UDP; the tenant must allow it plain)", 5683)] = None,
+    amqp: Annotated[str | None, _door("AMQP 0-9-1", 5672)] = None,
+    opcua: Annotated[str | None, _door("OPC UA", 4840)] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1, max=100_000, help="How many; a station has fourteen.", rich_help_panel=PLANT
+        ),
+    ] = 14,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SHARE]",
+            help="What they speak, e.g. mqtt:8 and http:2; absent: MQTT and HTTP, by type of device."
+            " Names: http, mqtt, mqtt5, mqtt-websocket, coap, amqp, opcua."
+            " May be given several times.",
+            rich_help_panel=PLANT,
+        ),
+    ] = None,
+    rate: Annotated[
+        float,
+        typer.Option(min=0.001, help="Readings a second from each device.", rich_help_panel=PLANT),
+    ] = 1.0,
+    speed: Annotated[
+        float,
+        typer.Option(min=0.01, help="Plant seconds in a second.", rich_help_panel=PLANT),
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same plant.", rich_help_panel=PLANT)
+    ] = 1,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:DEVICE[.METRIC][@START][+DURATION]",
+            help="e.g. bearing_wear:pump-2@30s+3m or dropout:station-2/motor-1@1m+forever;"
+            " may be given several times."
+            " Kinds: drift, spike, stuck, step, dropout, bearing_wear.",
+            rich_help_panel=PLANT,
+        ),
+    ] = None,
+    random_faults: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Faults an hour in each station, on the average.",
+            rich_help_panel=PLANT,
+        ),
+    ] = 0.0,
+) -> None:
+    """Simulate a plant: pumping stations whose devices are coupled, on real connections.
+
+    On its first start the plant registers its devices; the state file keeps their tokens. What a
+    device measures stays with it until the platform has acknowledged it, also while the platform
+    is away. Devices do what they are told: a pump starts and stops, a valve opens. Ends with Ctrl-C
+    or SIGTERM, when what was measured is acknowledged, after five seconds at the latest.
+
+        SIMULATOR_PASSWORD=… iiot simulate --email admin@example.com --devices 140
+            --protocol mqtt:8 --protocol http:2 --random-faults 2
+    """
+    import os
+
+    from clients.simulator.console import simulate as run
+    from clients.simulator.faults import parse_fault
+    from clients.simulator.protocols import Doors
+    from clients.simulator.simulation import Settings
+    from clients.simulator.station import PlatformRefused
+
+    password = os.environ.get(password_env)
+    if not password:
+        raise typer.BadParameter(f"the environment variable {password_env} is not set")
+    given = {
+        "mqtt": mqtt,
+        "mqtt-websocket": mqtt_websocket,
+        "coap": coap,
+        "amqp": amqp,
+        "opcua": opcua,
+    }
+    try:
+        run(
+            Settings(
+                doors=Doors(api, {name: _address(text) for name, text in given.items() if text}),
+                email=email,
+                password=password,
+                state=state,
+                devices=devices,
+                protocols=dict(_share(text) for text in protocol or ()),
+                rate=rate,
+                speed=speed,
+                faults=tuple(parse_fault(text) for text in fault or ()),
+                random_faults=random_faults,
+                seed=seed,
+            )
+        )
+    except (PlatformRefused, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+dead_letters = typer.Typer(
+    help="What devices sent by AMQP and nobody could take: a device removed meanwhile, a message that"
+    " its sender let expire. All tenants' lie in one queue. The broker is INGEST_AMQP_URL.",
+    no_args_is_help=True,
+)
+app.add_typer(dead_letters, name="dead-letters")
+
+Broker = Annotated[str, typer.Option(envvar="INGEST_AMQP_URL", help="The devices' broker.")]
+OfDevice = Annotated[str | None, typer.Option(help="Of this device alone, by its id.")]
+Most = Annotated[int, typer.Option(min=1, max=10_000, help="How many, the oldest first.")]
+
+
+@dead_letters.command("list")
+def list_dead_letters(*, url: Broker, device: OfDevice = None, limit: Most = 20) -> None:
+    """Print the oldest: whose it is, its size, and how it begins. They stay where they are."""
+    from deploy.cli.dead_letters import dead_letters as look
+
+    for letter in _of_broker(look(url, limit, device)):
+        typer.echo(f"{letter.routing_key}  {letter.size} bytes  {letter.body[:80]!r}")
+
+
+@dead_letters.command()
+def replay(*, url: Broker, device: OfDevice = None, limit: Most = 1000) -> None:
+    """Put the oldest back, as their devices sent them. What has its own `ts` is stored once."""
+    from deploy.cli.dead_letters import replay as put_back
+
+    typer.echo(f"{_of_broker(put_back(url, limit, device))} put back")
+
+
+@dead_letters.command()
+def discard(*, url: Broker, device: OfDevice = None, limit: Most) -> None:
+    """Throw the oldest away, so many as --limit says."""
+    from deploy.cli.dead_letters import discard as throw_away
+
+    typer.echo(f"{_of_broker(throw_away(url, limit, device))} thrown away")
+
+
+def _of_broker(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    from deploy.cli.dead_letters import BrokerRefused
+
+    try:
+        return asyncio.run(work)
+    except BrokerRefused as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition(":")
+    try:
+        return name, float(share or 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not NAME or NAME:SHARE") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import SecretStr, TypeAdapter
+from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
@@ -43,6 +43,10 @@ COMPOSE = """\
 #GATEWAY_PUBLISH=8000
 # Where devices reach it by MQTT.
 #MQTT_PUBLISH=1883
+# Where devices reach it by CoAP (UDP).
+#COAP_PUBLISH=5683
+# Where they reach it by OPC UA.
+#OPCUA_PUBLISH=4840
 # The same over TLS, with deploy/compose.mqtt-tls.yml.
 #MQTT_TLS_PUBLISH=8883
 """
@@ -134,7 +138,7 @@ def _meanings(settings: type) -> dict[str, str]:
     """Return the strings that stand below the attributes, by attribute, bases included."""
     found: dict[str, str] = {}
     for base in reversed(settings.__mro__):
-        if not issubclass(base, BaseSettings) or base is BaseSettings:
+        if not issubclass(base, BaseModel) or base in (BaseModel, BaseSettings):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +34,8 @@ POSTGRES_CONFIG: dict[str, str | int] = {
     "max_wal_size": "2GB",
 }
 GB = 1024**3
+COAP_PORT = 5683
+OPCUA_PORT = 4840
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -108,6 +111,9 @@ async def _run(
             host=host,
             port=port,
             mqtt_port=free_from(mqtt_port),
+            coap_port=free_from(COAP_PORT, socket.SOCK_DGRAM),
+            opcua_port=free_from(OPCUA_PORT),
+            state_dir=folder / "ingest",
             admin_email=state.admin_email,
             admin_password=state.admin_password,
             smtp=(catcher.host, catcher.smtp_port),
@@ -146,6 +152,10 @@ def _show(
     if platform.mqtt_port != wanted_mqtt_port:
         mqtt += f"  ({wanted_mqtt_port} is taken by another program)"
     parts.add_row("Devices, MQTT", f"127.0.0.1:{mqtt}")
+    coap_port = platform.apps["ingest"].state.coap_port
+    parts.add_row("Devices, CoAP", f"127.0.0.1:{coap_port} (UDP)")
+    opcua_port = platform.apps["ingest"].state.opcua_port
+    parts.add_row("Devices, OPC UA", f"opc.tcp://127.0.0.1:{opcua_port}")
     parts.add_row("Services", f"all {len(SERVICES) + 1}, in this process")
     parts.add_row("Database", f"{server.name}, private, in {folder / 'postgres'}")
     parts.add_row("Event bus", "a durable log in that database")

@@ -73,7 +73,7 @@ async def plant(url: str, mqtt_port: int, state: State, directory: Path) -> Asyn
     log = (directory / "simulator.log").open("ab")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "clients.simulator", "--api", url, "--mqtt", f"127.0.0.1:{mqtt_port}"),
+        *("-m", "deploy.cli", "simulate", "--api", url, "--mqtt", f"127.0.0.1:{mqtt_port}"),
         *("--email", state.admin_email, "--state", str(directory / "simulator.json")),
         *("--rate", "2", "--speed", str(PLANT_SPEED), "--fault", PLANT_FAULT),
         cwd=ROOT,

@@ -11,17 +11,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from deploy.edge.server import EmbeddedServer
 from deploy.local.database import PlatformDatabase
+from deploy.local.errors import ServerError
 from deploy.local.processes import LOOPBACK
 from libs.common.bus.local import MAX_BYTES, LocalBus
 from libs.common.bus.local_metrics import LocalBusMetrics
 from libs.common.clock import Clock
 from libs.common.db.roles import BUS, HISTORIAN_WRITER
 from libs.common.http.app import ServiceApp
+from libs.common.http.bounds import Bounds
 from libs.common.service import settle_memory
 
 SERVICES = ("tenancy", "ingest", "rules", "analytics", "ml", "alerting", "retention")
@@ -35,6 +38,12 @@ class Options:
     host: str = LOOPBACK
     port: int = 8000
     mqtt_port: int = 1883
+    coap_port: int | None = None
+    """Absent: no CoAP."""
+    opcua_port: int | None = None
+    """Absent: no OPC UA server."""
+    state_dir: Path | None = None
+    """Where ingest keeps what it has beside the database. Absent: it keeps nothing."""
     admin_email: str
     admin_password: str
     smtp: tuple[str, int] | None = None
@@ -86,7 +95,19 @@ async def running(
         await bus.start()
         settle_memory()
         stack.push_async_callback(bus.stop)
-        await stack.enter_async_context(_serving(gateway, options))
+        ingest = apps["ingest"]
+        if ingest.state.amqp is not None:
+            # The devices' broker asks there who they are; through the gateway nobody can.
+            asked_at = ingest.state.settings.port
+            if asked_at == options.port:
+                message = (
+                    f"AMQP: set INGEST_PORT, where the broker asks, to another than {asked_at}"
+                )
+                raise ServerError(message)
+            bounds = ingest.state.settings.bounds()
+            await stack.enter_async_context(_serving(ingest, bounds, options.host, asked_at))
+        bounds = gateway.state.bounds
+        await stack.enter_async_context(_serving(gateway, bounds, options.host, options.port))
         yield Platform(apps, gateway, bus, url)
 
 
@@ -121,8 +142,15 @@ def _own_settings(
         case "ingest":
             return {
                 "historian_writer_url": database.url(HISTORIAN_WRITER),
+                "claim_url": f"{url}/claim",
                 "mqtt_host": options.host,
                 "mqtt_port": options.mqtt_port,
+                "coap_host": options.host,
+                "coap_port": options.coap_port,
+                "opcua_host": options.host,
+                "opcua_port": options.opcua_port,
+                **_opcua_identity(options.state_dir),
+                "state_dir": options.state_dir,
             }
         case "alerting":
             settings: dict[str, object] = {"public_url": f"{url}/"}
@@ -138,12 +166,20 @@ def _own_settings(
             return {}
 
 
+def _opcua_identity(folder: Path | None) -> dict[str, object]:
+    """Return where our OPC UA certificate is kept, which the other sides are told to trust."""
+    if folder is None:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"opcua_certificate": folder / "opcua.pem", "opcua_key": folder / "opcua.key"}
+
+
 @asynccontextmanager
-async def _serving(app: FastAPI, options: Options) -> AsyncIterator[None]:
+async def _serving(app: FastAPI, bounds: Bounds, host: str, port: int) -> AsyncIterator[None]:
     server = EmbeddedServer(
         app,
-        socket.create_server((options.host, options.port)),
-        app.state.bounds,
+        socket.create_server((host, port)),
+        bounds,
         drain_s=5,
     )
     server.start()

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ import typer
 
 from deploy.local import servers
 from deploy.local.database import PlatformDatabase
+from deploy.local.devices_broker import DevicesBroker
 from deploy.local.errors import ServerError
 from deploy.local.processes import (
     LOOPBACK,
@@ -34,6 +36,7 @@ from deploy.local.state import State
 from libs.common.db.roles import HISTORIAN_WRITER
 
 ROOT = Path(__file__).resolve().parents[2]
+COAP_PORT = 5683
 READY_S = 120.0
 """Ten processes import at once; on a busy machine that takes its time."""
 
@@ -65,6 +68,7 @@ class Cluster:
     """Servers and services of one directory. Blocks; from async code call it in a thread.
 
     `env` is given to every process; `ports` are those that must be these: by member, and "mqtt".
+    `amqp`: with a broker that devices publish to.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Cluster:
         members: Sequence[Member] = MEMBERS,
         env: Mapping[str, str] | None = None,
         ports: Mapping[str, int] | None = None,
+        amqp: bool = False,
     ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -83,12 +88,16 @@ class Cluster:
         self.database = PlatformDatabase(self.postgres, directory / "passwords.json")
         self.rabbitmq = servers.rabbitmq(directory / "rabbitmq")
         self.redis = servers.redis(directory / "redis")
+        self._directory = directory
         self._members = {member.name: member for member in members}
         self._env = dict(env or {})
         self._ports = {
-            **keep_ports(directory / "ports.json", [*self._members, "mqtt"]),
+            **keep_ports(directory / "ports.json", [*self._members, "mqtt", "coap"]),
             **(ports or {}),
         }
+        self.devices_broker = (
+            DevicesBroker(directory / "rabbitmq-devices", self._ports["ingest"]) if amqp else None
+        )
         self._processes = {
             name: ServerProcess(name, log=directory / "log" / f"{name}.log")
             for name in self._members
@@ -98,6 +107,11 @@ class Cluster:
     def mqtt_port(self) -> int:
         """Where devices connect."""
         return self._ports["mqtt"]
+
+    @property
+    def coap_port(self) -> int:
+        """Where devices speak CoAP, by UDP."""
+        return self._ports["coap"]
 
     @property
     def admin_url(self) -> str:
@@ -119,6 +133,8 @@ class Cluster:
     def start(self) -> None:
         """Start the servers, bring the database up to date, start all services; ready on return."""
         self.rabbitmq.start()
+        if self.devices_broker is not None:
+            self.devices_broker.start()
         self.redis.start()
         self.postgres.start()
         asyncio.run(self.database.prepare())
@@ -134,8 +150,9 @@ class Cluster:
         """End everything, the servers last."""
         for process in self._processes.values():
             process.stop()
-        for server in (self.postgres, self.redis, self.rabbitmq):
-            server.stop()
+        for server in (self.postgres, self.redis, self.devices_broker, self.rabbitmq):
+            if server is not None:
+                server.stop()
 
     def kill(self, name: str) -> None:
         """End a process with SIGKILL."""
@@ -173,6 +190,10 @@ class Cluster:
             "INGEST_HISTORIAN_WRITER_URL": self.database.url(HISTORIAN_WRITER),
             "INGEST_MQTT_HOST": LOOPBACK,
             "INGEST_MQTT_PORT": str(self._ports["mqtt"]),
+            "INGEST_COAP_HOST": LOOPBACK,
+            "INGEST_COAP_PORT": str(self._ports["coap"]),
+            "INGEST_STATE_DIR": str(self._directory / "state" / member.name),
+            **(self.devices_broker.environment if self.devices_broker is not None else {}),
             "GATEWAY_UPSTREAMS": json.dumps(
                 {
                     name: self.url(name)
@@ -203,6 +224,9 @@ def main(
     *,
     port: Annotated[int, typer.Option(help="Where the gateway serves.")] = 8000,
     mqtt_port: Annotated[int, typer.Option(help="Where devices connect, if it is free.")] = 1883,
+    amqp: Annotated[
+        bool, typer.Option(help="With a RabbitMQ that devices publish to, by AMQP.")
+    ] = False,
     state: Annotated[Path, typer.Option(help="What is kept between starts.")] = ROOT
     / ".run"
     / "cluster",
@@ -219,7 +243,12 @@ def main(
             "TENANCY_FIRST_ADMIN_EMAIL": admin.admin_email,
             "TENANCY_FIRST_ADMIN_PASSWORD": admin.admin_password,
         },
-        ports={"gateway": port, "mqtt": free_from(mqtt_port)},
+        ports={
+            "gateway": port,
+            "mqtt": free_from(mqtt_port),
+            "coap": free_from(COAP_PORT, socket.SOCK_DGRAM),
+        },
+        amqp=amqp,
     )
     # What ends us must end the servers too, and in order.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
@@ -228,6 +257,9 @@ def main(
         cluster.start()
         print(f"API      {cluster.url('gateway')}/api/v1/docs")
         print(f"Devices  MQTT {LOOPBACK}:{cluster.mqtt_port}")
+        print(f"         CoAP {LOOPBACK}:{cluster.coap_port} (UDP)")
+        if cluster.devices_broker is not None:
+            print(f"         AMQP {LOOPBACK}:{cluster.devices_broker.port}")
         if cluster.mqtt_port != mqtt_port:
             print(f"         ({mqtt_port} is taken by another program)")
         print(f"Log in   {admin.admin_email}  {admin.admin_password}")

@@ -12,6 +12,8 @@ from libs.common.db.roles import LOGIN_ROLES
 from libs.common.migrate import migrate_all
 
 DATABASE = "iiot"
+CREDENTIALS_KEY = "ingest_credentials_key"
+"""Stands in the file beside the roles: what ingest seals the secrets with that it must read again."""
 
 
 class PlatformDatabase:
@@ -19,7 +21,9 @@ class PlatformDatabase:
 
     def __init__(self, server: DatabaseServer, passwords: Path) -> None:
         self._server = server
-        self._passwords = _keep_passwords(passwords)
+        kept = _keep_passwords(passwords)
+        self._passwords = {role: kept[role] for role in LOGIN_ROLES}
+        self._credentials_key = kept[CREDENTIALS_KEY]
 
     @property
     def admin_url(self) -> str:
@@ -34,11 +38,12 @@ class PlatformDatabase:
         return urlunsplit(parts._replace(netloc=f"{role}:{password}@{host}"))
 
     def of_service(self, service: str) -> dict[str, str]:
-        """Return the two URLs that every service has, by the names of its settings."""
-        return {
+        """Return the two URLs that every service has, and the key of ingest, by their settings."""
+        urls = {
             "database_url": self.url(f"{service}_rw"),
             "engine_database_url": self.url(f"{service}_engine"),
         }
+        return urls | ({"credentials_key": self._credentials_key} if service == "ingest" else {})
 
     async def prepare(self) -> None:
         """Make the database if it is missing, and bring it to the newest version."""
@@ -54,9 +59,10 @@ class PlatformDatabase:
 
 
 def _keep_passwords(file: Path) -> dict[str, str]:
-    """Return a password for each role: made once, kept in a file that only we may read."""
+    """Return a password for each role, and the key: made once, kept in a file that only we may read."""
     kept: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
-    passwords = {role: kept.get(role) or secrets.token_urlsafe(24) for role in LOGIN_ROLES}
+    names = (*LOGIN_ROLES, CREDENTIALS_KEY)
+    passwords = {name: kept.get(name) or secrets.token_urlsafe(24) for name in names}
     if passwords != kept:
         file.touch(mode=0o600)
         file.write_text(json.dumps(passwords))

@@ -299,15 +299,17 @@ def _descendants(pid: int) -> Iterator[int]:
         waiting += children.get(child, ())
 
 
-def is_port_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # What servers set as well: connections that have just ended do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def is_port_free(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
+    """Whether a server could listen on this loopback port now; of TCP, or with SOCK_DGRAM of UDP."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        if kind is socket.SOCK_STREAM:
+            # What servers set as well: connections that have just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
-            # Only listening finds a port that another process has bound but not opened yet.
-            probe.listen(1)
+            if kind is socket.SOCK_STREAM:
+                # Only listening finds a port that another process has bound but not opened yet.
+                probe.listen(1)
         except OSError as taken:
             if taken.errno in {errno.EADDRINUSE, errno.EACCES}:
                 return False
@@ -325,9 +327,9 @@ def free_port() -> int:
     raise ServerFailed(message)
 
 
-def free_from(port: int) -> int:
+def free_from(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     """Return this loopback port, or the next one that is free."""
-    while not is_port_free(port):
+    while not is_port_free(port, kind):
         port += 1
     return port
 

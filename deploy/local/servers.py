@@ -145,8 +145,17 @@ _PACKAGES = {
     "Mosquitto": "mosquitto",
 }
 
-_PROGRAMS = {"mosquitto_pub": "mosquitto-clients", "wrk": "wrk"}
-"""Programs that only the tests, or a benchmark, talk to a server with."""
+_PROGRAMS = {
+    "amqp-consume": "amqp-tools",
+    "coap-client-gnutls": "libcoap3-bin",
+    "coap-client-notls": "libcoap3-bin",
+    "coap-client-openssl": "libcoap3-bin",
+    "ip": "iproute2",
+    "mosquitto_pub": "mosquitto-clients",
+    "nft": "nftables",
+    "wrk": "wrk",
+}
+"""Programs that only the tests, or a benchmark, talk to a server with, or break a network with."""
 
 _NOWHERE = Path("/nonexistent")
 
@@ -166,7 +175,7 @@ def missing_packages(programs: Sequence[str] = (), places: Places = THIS_MACHINE
         except ServerMissing:
             missing.append(_PACKAGES[name])
     missing += [_PROGRAMS[p] for p in programs if find_program(p, places.programs) is None]
-    return missing
+    return list(dict.fromkeys(missing))  # several programs may be of one package
 
 
 def install_missing(programs: Sequence[str] = (), places: Places = THIS_MACHINE) -> list[str]:

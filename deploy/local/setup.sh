@@ -41,4 +41,5 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/d
 fi
 echo "installing requirements/dev.lock into .venv"
 "$uv" pip sync --quiet --python .venv/bin/python requirements/dev.lock
+ln -sf ../../deploy/iiot .venv/bin/iiot
 touch .venv/.synced

@@ -18,6 +18,15 @@ def origin_of(address: str) -> str:
     return str(parsed)
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an address, not a name."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_within(address: str, networks: Iterable[Network]) -> bool:
     """Whether an address lies in one of the networks; what is no address lies in none."""
     try:

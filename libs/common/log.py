@@ -250,6 +250,11 @@ class _StandardLibrary(logging.Handler):
             self.handleError(record)
 
 
+# structlog types a processor's result as one kind of value; the last one returns arguments.
+# One list for ever: loggers keep the one they met first, and a test that captures exchanges what is in it.
+_PROCESSORS: list[Processor] = [merge_contextvars, _finish, _hand_over]
+
+
 def logger(name: str) -> FilteringBoundLogger:
     """Return a module's logger; call it with `__name__`."""
     return cast(FilteringBoundLogger, structlog.get_logger(name))
@@ -290,10 +295,8 @@ def configure(
     _sink.is_silent = silent
     _sink.pretty = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()) if pretty else None
 
-    # structlog types a processor's result as one kind of value; the last one returns arguments.
-    processors: list[Processor] = [merge_contextvars, _finish, _hand_over]
     structlog.configure(
-        processors=processors,
+        processors=_PROCESSORS,
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_Wrapped,
         cache_logger_on_first_use=True,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isnan
 from uuid import UUID
 
 from libs.common.errors import Invalid, invalid
@@ -72,7 +73,12 @@ async def raw(history: History, device_id: UUID, metric: str, span: Span, limit:
         points = await history.points(series, span.start, span.end, limit=limit + 1)
         is_bool = series.kind is Kind.BOOL
         samples = [
-            Sample(as_datetime(ts), bool(value) if is_bool else value, Quality(quality))
+            # A bad point may have no value: NaN, which is neither true nor false.
+            Sample(
+                as_datetime(ts),
+                bool(value) if is_bool and not isnan(value) else value,
+                Quality(quality),
+            )
             for ts, value, quality in zip(
                 points.ts.tolist(), points.values.tolist(), points.quality.tolist(), strict=True
             )

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
@@ -13,16 +14,34 @@ from libs.common.bus.outcome import is_transient
 from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.events.base import Message
 from libs.common.events.ingest import (
+    CommandCompleted,
+    CommandQueued,
+    ConnectorChanged,
+    DeviceAttributesChanged,
     DeviceCredentialRotated,
     DeviceDeleted,
+    DeviceGatewayChanged,
+    DevicePolicyChanged,
+    DeviceProfileChanged,
     DevicesShutOut,
+    DevicesTakenOver,
+    DeviceUpdated,
     TelemetryReceived,
 )
+from libs.common.events.rules import CommandRequested
 from libs.common.events.tenancy import TenantDeleted, TenantUpdated
+from services.ingest.domain.attribute import Scope
+from services.ingest.domain.policy import DevicePolicy
 from services.ingest.store.landing import SUBSCRIPTION, Landed, Landing
 from services.ingest.store.store import IngestStore
-from services.ingest.usecases import tenants
-from services.ingest.usecases.sources import REPLACED, Sources
+from services.ingest.usecases import commands, tenants
+from services.ingest.usecases.connectors import Connectors
+from services.ingest.usecases.downlinks import Dispatcher
+from services.ingest.usecases.policies import Policies
+from services.ingest.usecases.polls import Outcomes
+from services.ingest.usecases.presence import Presence
+from services.ingest.usecases.profiles import ProfilesInUse
+from services.ingest.usecases.sources import Sources
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +78,18 @@ async def on_tenant_updated(event: TenantUpdated, store: IngestStore) -> None:
 async def on_tenant_deleted(event: TenantDeleted, store: IngestStore) -> None:
     """Shut the tenant's devices out and erase what is kept of them."""
     await tenants.erase(store, at=event.at)
+
+
+@subscriptions.on(DeviceDeleted)
+async def on_device_deleted(event: DeviceDeleted, store: IngestStore) -> None:
+    """End the commands that wait for a device that is no more."""
+    await commands.abandon(store, event.device_id, at=event.at)
+
+
+@subscriptions.on(CommandRequested)
+async def on_command_requested(event: CommandRequested, store: IngestStore) -> None:
+    """Send a device what a rule asks for."""
+    await commands.request(store, event, at=event.at)
 
 
 class Writer:
@@ -157,6 +188,52 @@ class Writer:
             log.warning("the store refused a point", series=point.series, reason=point.reason)
 
 
+def listen_for_takeovers(bus: Bus, presence: Presence) -> None:
+    """End a device's connection, in every replica, when it has a newer one to another."""
+
+    async def on_devices_taken_over(event: DevicesTakenOver) -> None:
+        presence.taken_over(event.endpoint_id, event.connected)
+
+    listen(bus, "ingest.takeovers", {DevicesTakenOver: on_devices_taken_over})
+
+
+def listen_for_gateways(bus: Bus, changed: Callable[[UUID], None]) -> None:
+    """Ask anew, in every replica, for whom a device may speak when that has changed."""
+
+    async def on_gateway_changed(event: DeviceGatewayChanged) -> None:
+        changed(event.device_id)
+
+    listen(bus, "ingest.gateways", {DeviceGatewayChanged: on_gateway_changed})
+
+
+def listen_for_attributes(
+    bus: Bus, tell: Callable[[UUID, UUID, list[str]], Awaitable[None]]
+) -> None:
+    """Tell devices, in whichever replica they are connected, of what users set for them."""
+
+    async def on_attributes_changed(event: DeviceAttributesChanged) -> None:
+        if event.scope == Scope.SHARED:
+            await tell(event.tenant_id, event.device_id, list(event.names))
+
+    listen(bus, "ingest.attributes", {DeviceAttributesChanged: on_attributes_changed})
+
+
+def listen_for_profiles(bus: Bus, profiles: ProfilesInUse) -> None:
+    """Take devices' points as their profile says now, in every replica."""
+
+    async def on_profile_changed(event: DeviceProfileChanged) -> None:
+        await profiles.profile_changed(event.tenant_id, event.profile_id)
+
+    async def on_device_updated(event: DeviceUpdated) -> None:
+        await profiles.device_changed(event.tenant_id, event.device_id)
+
+    listen(
+        bus,
+        "ingest.profiles",
+        {DeviceProfileChanged: on_profile_changed, DeviceUpdated: on_device_updated},
+    )
+
+
 def listen_for_revocation(bus: Bus, sources: Sources) -> None:
     """Cut devices off, in every replica, when they or all of their tenant may not go on.
 
@@ -167,7 +244,10 @@ def listen_for_revocation(bus: Bus, sources: Sources) -> None:
         sources.revoke(event.device_id, "the device was removed")
 
     async def on_device_credential_rotated(event: DeviceCredentialRotated) -> None:
-        sources.revoke(event.device_id, REPLACED)
+        if event.ends_at is None:
+            sources.withdraw(event.device_id, event.credential_ids)
+        else:
+            sources.end(event.device_id, event.credential_ids, event.ends_at)
 
     async def on_devices_shut_out(event: DevicesShutOut) -> None:
         sources.revoke_tenant(event.tenant_id, f"the tenant is {event.reason}")
@@ -180,4 +260,49 @@ def listen_for_revocation(bus: Bus, sources: Sources) -> None:
             DeviceCredentialRotated: on_device_credential_rotated,
             DevicesShutOut: on_devices_shut_out,
         },
+    )
+
+
+def listen_for_connectors(bus: Bus, connectors: Connectors) -> None:
+    """Look at the connectors at once, in every replica, when one changed or may not go on."""
+
+    async def look(event: ConnectorChanged | DevicesShutOut) -> None:
+        connectors.wake()
+
+    listen(
+        bus,
+        "ingest.connectors",
+        {ConnectorChanged: look, DevicesShutOut: look},
+        on_gap=connectors.wake,
+    )
+
+
+def listen_for_commands(bus: Bus, dispatcher: Dispatcher, outcomes: Outcomes) -> None:
+    """Send, in every replica, what is queued for devices that it has a way to; tell who waits."""
+
+    async def on_command_queued(event: CommandQueued) -> None:
+        dispatcher.wake(event.device_id)
+
+    async def on_command_completed(event: CommandCompleted) -> None:
+        outcomes.completed(event.command_id)
+
+    listen(
+        bus,
+        "ingest.commands",
+        {CommandQueued: on_command_queued, CommandCompleted: on_command_completed},
+        on_gap=dispatcher.wake_all,
+    )
+
+
+def listen_for_policies(bus: Bus, policies: Policies) -> None:
+    """Go by a tenant's new policy, in every replica."""
+
+    async def on_device_policy_changed(event: DevicePolicyChanged) -> None:
+        policies.changed(event.tenant_id, DevicePolicy(plain_coap=event.plain_coap))
+
+    listen(
+        bus,
+        "ingest.policies",
+        {DevicePolicyChanged: on_device_policy_changed},
+        on_gap=policies.forget,
     )

@@ -10,6 +10,7 @@ from libs.common.db.engine import Database
 from libs.common.db.idempotency import trim_idempotency_keys
 from libs.common.db.inbox import trim_inbox
 from services.ingest.store.landing import Landing
+from services.ingest.store.mqtt_sessions import trim_mqtt_sessions
 from services.ingest.store.tenants import forget_deleted
 
 log = structlog.get_logger(__name__)
@@ -31,5 +32,6 @@ async def keep_house(
         log.error("points lie in no day's partition", count=count)
     await trim_inbox(engine, "ingest", inbox_kept)
     await trim_idempotency_keys(engine, "ingest", keys_kept)
+    await trim_mqtt_sessions(engine)
     # As long as an event may come again, so may one that would have let its devices in.
     await forget_deleted(engine, inbox_kept)

@@ -1,15 +1,21 @@
 """What ingest is configured by: environment variables that begin with INGEST_."""
 
 from datetime import timedelta
-from pathlib import Path
+from ipaddress import IPv4Network, IPv6Network
 
 from pydantic import Field, SecretStr
 
 from libs.common.settings import ServiceSettings, config
+from services.ingest.protocols.settings import (
+    AmqpSettings,
+    CoapSettings,
+    MqttSettings,
+    OpcUaSettings,
+)
 
 
-class Settings(ServiceSettings):
-    """Ingest's settings."""
+class Settings(AmqpSettings, OpcUaSettings, CoapSettings, MqttSettings, ServiceSettings):
+    """Ingest's settings: what each protocol has, and what the service has besides."""
 
     model_config = config("INGEST_")
 
@@ -20,36 +26,22 @@ class Settings(ServiceSettings):
     writer: bool = True
     """Whether this process writes the historian."""
 
-    mqtt_host: str = "0.0.0.0"  # noqa: S104 - devices come from everywhere
-    mqtt_port: int = Field(1883, ge=0, le=65535)
-    """0 takes any free port."""
-    mqtt_tls_port: int | None = Field(None, ge=0, le=65535)
-    """8883, as a rule. Absent: no TLS."""
-    mqtt_tls_certificate: Path | None = None
-    mqtt_tls_key: Path | None = None
-    mqtt_connections: int = 20_000
-    """How many devices may be connected to one process, if it may open twice as many files."""
-    mqtt_strangers: int = Field(4_000, ge=1)
-    """How many of these may not have logged in yet, if it may open eight times as many files."""
-    mqtt_strangers_per_address: int = Field(1_000, ge=1)
-    """How many of these may come from one address."""
     wrong_tokens_per_minute: int = Field(300, ge=1)
     """How many tokens that are nobody's one address may show by MQTT. Good ones do not count."""
     presence_lease: timedelta = Field(timedelta(seconds=20), ge=timedelta(seconds=1))
     """How long a process that devices connect to may be silent before its devices are offline."""
-    mqtt_packet_bytes: int = 262_144
-    """The largest MQTT packet taken."""
 
-    bridge_broker: str | None = None
-    """Another MQTT broker to listen to: mqtt://user:password@host:1883. Absent: none."""
-    bridge_ca: Path | None = None
-    """Whom to trust with mqtts://: certificates in PEM. Absent: those the system trusts."""
-    bridge_topic: str = "v1/devices/+/telemetry"
-    """What to subscribe to there; the first `+` is the device's id."""
-    bridge_tenant: str | None = None
-    """The tenant (its id) whose devices speak there."""
-    bridge_client_id: str = "iiot-bridge"
-    """Stable, so that the broker keeps what comes while we are away."""
+    credentials_key: SecretStr = SecretStr("")
+    """What secrets that must be read again are sealed with: random, 16 characters at least. Empty:
+    none can be kept."""
+
+    connector_addresses: tuple[IPv4Network | IPv6Network, ...] = ()
+    """The networks that tenants' connectors may connect to, as JSON. Empty: all but loopback,
+    link-local (the clouds' metadata), multicast, and where our database and brokers are."""
+    connectors: int = Field(200, ge=0)
+    """How many connectors, of all tenants, one process runs."""
+    connector_lease: timedelta = Field(timedelta(seconds=10), ge=timedelta(seconds=1))
+    """How long a process may be silent before another runs its connectors."""
 
     verify_every: timedelta = timedelta(seconds=30)
     """How often is looked whether the devices that are connected may go on. Revocation is told by
@@ -68,11 +60,27 @@ class Settings(ServiceSettings):
     """How far in the future a point's time may lie."""
     oldest: timedelta = timedelta(days=365)
     """How far in the past a point's time may lie."""
-    devices_per_tenant: int = Field(100_000, ge=1)
-    """How many devices a tenant may have."""
+    contacts_every: timedelta = Field(timedelta(seconds=10), ge=timedelta(milliseconds=50))
+    """How often is written down which devices were heard, and looked who has fallen silent."""
+    offline_after: timedelta = Field(timedelta(minutes=10), ge=timedelta(seconds=1))
+    """After how long a silence a device without a connection is offline, unless its profile says."""
+    deleted_kept: timedelta = timedelta(days=30)
+    """How long a device that was removed can be restored."""
+    claim_url: str = "http://localhost:8000/claim"
+    """Where the QR code on a device's label leads to: the gateway's `/claim`, as a phone reaches it."""
+    wrong_keys_per_minute: int = Field(60, ge=1)
+    """How many provisioning keys that are nobody's one address may show. Good ones do not count."""
     reports_per_minute: int = Field(30, ge=1)
     """How many alarms and status words a device may send; as many at once. More go to quarantine."""
-    metrics_per_device: int = 1_000
+    replies_per_minute: int = Field(600, ge=1)
+    """How many answers to commands a device may send; as many at once. More go to quarantine."""
+
+    commands_resend_after: timedelta = Field(timedelta(seconds=30), ge=timedelta(seconds=1))
+    """How long a command that was sent may go unacknowledged before it is sent again."""
+    commands_looked_after: timedelta = Field(timedelta(seconds=1), ge=timedelta(milliseconds=50))
+    """How often is looked which commands' time is over."""
+    commands_kept: timedelta = timedelta(days=90)
+    """How long it is kept what became of a command."""
 
     quarantine_rows: int = Field(10_000, ge=100)
     """How many entries a tenant's quarantine holds; the oldest give way to those that come."""
@@ -83,6 +91,10 @@ class Settings(ServiceSettings):
 
     writer_rows: int = 5_000
     """How many points are written in one transaction, about."""
+    ledger_folded: timedelta = timedelta(seconds=5)
+    """How often what the writer wrote down is added to the ledger; who reads it does so at once."""
+    ledger_kept: timedelta = timedelta(days=400)
+    """How long the ledger's hours are kept."""
     inbox_kept: timedelta = timedelta(days=7)
     """How long it is remembered which batches were stored, and which tenants are gone."""
     strays_housed: timedelta = timedelta(seconds=5)

@@ -81,14 +81,28 @@ class Stack(Protocol):
 class ClusterStack:
     """A process a service, on private PostgreSQL, RabbitMQ and Redis."""
 
-    def __init__(self, directory: Path, processes: Sequence[str], shards: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        processes: Sequence[str],
+        shards: int,
+        env: Mapping[str, str] | None = None,
+        *,
+        amqp: bool = False,
+    ) -> None:
         self._members = [member for member in MEMBERS if member.name in processes]
-        env = {**SETTINGS, "TELEMETRY_SHARDS": str(shards)}
-        self._cluster = Cluster(directory, members=self._members, env=env)
+        env = {**SETTINGS, "TELEMETRY_SHARDS": str(shards), **(env or {})}
+        self._cluster = Cluster(directory, members=self._members, env=env, amqp=amqp)
 
     @property
     def mqtt_port(self) -> int:
         return self._cluster.mqtt_port
+
+    @property
+    def amqp_port(self) -> int | None:
+        """Where devices publish by AMQP; None without a broker for them."""
+        broker = self._cluster.devices_broker
+        return broker.port if broker is not None else None
 
     @property
     def admin_url(self) -> str:
@@ -108,6 +122,10 @@ class ClusterStack:
     def stop(self) -> None:
         self._cluster.stop()
 
+    def url(self, name: str) -> str:
+        """Return where one of the processes serves HTTP."""
+        return self._cluster.url(name)
+
     def pids(self) -> Mapping[str, int]:
         cluster = self._cluster
         private = {
@@ -115,6 +133,8 @@ class ClusterStack:
             "rabbitmq": cluster.rabbitmq,
             "redis": cluster.redis,
         }
+        if cluster.devices_broker is not None:
+            private["rabbitmq-devices"] = cluster.devices_broker.server
         return {
             # Of a server that the environment gave there is no process to measure.
             **{n: s.pid for n, s in private.items() if isinstance(s, PrivateServer)},

@@ -16,6 +16,7 @@ from tests.servers import SharedServer
 from tests.waiting import until
 
 WITHOUT_KEY = {
+    "POST /api/v1/devices/provision": "a device not heard of since is the same one again",
     "POST /api/v1/auth/ws-ticket": "a ticket that nobody uses is void after half a minute",
 }
 """What answers 201 and takes no Idempotency-Key, and why."""
@@ -75,6 +76,7 @@ async def test_all_that_creates_may_be_sent_again(platform: Platform) -> None:
     plant = Doubter(platform, opened.id, opened.email, opened.mark)
     things = await plant.settle()
     await plant.call("POST", f"/api/v1/devices/{things['device']}/credentials")
+    await plant.call("POST", "/api/v1/devices/claim", claim_token=things["claim token"])
     await plant.call("POST", f"/api/v1/users/{things['user']}/invitation")
     empty = await root.call("POST", "/api/v1/tenants", slug=f"{plant.mark}-2", name="Empty")
     body = {"email": f"{plant.mark}-2@walk.example", "name": "Boss"}

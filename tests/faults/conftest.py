@@ -1,56 +1,53 @@
-"""A cluster whose parts may be killed."""
+"""A cluster whose parts may be killed, and devices of every protocol."""
 
 import asyncio
-import json
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from uuid import UUID, uuid4
 
 import httpx2
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from clients.simulator.protocols import PORTS, PROTOCOLS, Doors
 from deploy.local.cluster import INGEST, INGEST_WRITER, Cluster
+from deploy.local.processes import LOOPBACK, free_port
+from tests.contract.devices.driver import DeviceDriver, Identity, Site
 from tests.database import PrincipalHeaders
+from tests.fleet.fleet import Member
 
-DEVICES = 20
-
-
-@pytest.fixture(scope="session")
-def jwks_url(gateway_key: ec.EllipticCurvePrivateKey) -> Iterator[str]:
-    """Where the services fetch the key that signs the tests' principals."""
-    jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(gateway_key.public_key()))
-    document = json.dumps({"keys": [{**jwk, "kid": "test", "use": "sig", "alg": "ES256"}]}).encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(document)))
-            self.end_headers()
-            self.wfile.write(document)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/jwks.json"
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+DEVICES_EACH = 4
+"""Devices of each protocol."""
+REGISTERED_S = 60.0
+LEASE_S = 4
+"""How long an endpoint may be silent before its devices are offline: a fifth of what is usual, so that
+nobody has to wait for it."""
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, jwks_url: str) -> Iterator[Cluster]:
+def ports() -> dict[str, int]:
+    """A port for every door of ingest's own."""
+    return {protocol: free_port() for protocol in PORTS if protocol != "amqp"}
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, jwks_url: str, ports: dict[str, int]
+) -> Iterator[Cluster]:
     """A cluster of its own: tests kill what it is made of."""
     directory: Path = tmp_path_factory.mktemp("cluster")
     cluster = Cluster(
-        directory, members=(INGEST, INGEST_WRITER), env={"GATEWAY_JWKS_URL": jwks_url}
+        directory,
+        members=(INGEST, INGEST_WRITER),
+        env={
+            "GATEWAY_JWKS_URL": jwks_url,
+            "INGEST_PRESENCE_LEASE": f"PT{LEASE_S}S",
+            **{
+                f"INGEST_{name.replace('-', '_').upper()}_PORT": str(port)
+                for name, port in ports.items()
+            },
+        },
+        amqp=True,
     )
     try:
         cluster.start()
@@ -59,20 +56,62 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, jwks_url: str) -> Iterator
         cluster.stop()
 
 
-@pytest.fixture
-async def devices(cluster: Cluster, principal_headers: PrincipalHeaders) -> dict[UUID, str]:
-    """Registered devices of a tenant of the test's own: id and token."""
-    headers = principal_headers(uuid4())
-    async with httpx2.AsyncClient(base_url=cluster.url("ingest"), timeout=30) as http:
-        answers = await asyncio.gather(
-            *(
-                http.post(
-                    "/api/v1/devices",
-                    json={"name": f"pump {number}", "type": "pump"},
-                    headers=headers,
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """A tenant's devices of every protocol, at the doors of a running ingest."""
+
+    cluster: Cluster
+    http: httpx2.AsyncClient
+    headers: dict[str, str]
+    doors: Doors
+
+    def site(self, kind: type[DeviceDriver]) -> Site:
+        """Return where a driver of the contract suite finds its door."""
+        if kind.name == "http":
+            host, _, port = self.doors.url.removeprefix("http://").rpartition(":")
+            return Site(host, int(port), self.http, self.headers)
+        return Site(*self.doors.address(kind.name), self.http, self.headers)
+
+    async def register(self, name: str) -> Identity:
+        """Register a device."""
+        async with asyncio.timeout(REGISTERED_S):
+            while True:
+                answer = await self.http.post(
+                    "/api/v1/devices", json={"name": name, "type": "pump"}, headers=self.headers
                 )
-                for number in range(DEVICES)
-            )
+                if answer.status_code != 503:
+                    break
+                # What was broken before has just been mended.
+                await asyncio.sleep(float(answer.headers["retry-after"]))
+        assert answer.status_code == 201, answer.text + self.cluster.log_tail("ingest")
+        body = answer.json()
+        return Identity(UUID(body["id"]), body["credentials"]["token"])
+
+    async def members(
+        self, each: int = DEVICES_EACH, protocols: Sequence[str] = PROTOCOLS
+    ) -> list[Member]:
+        """Register so many devices of every protocol."""
+        named = [(protocol, number) for protocol in protocols for number in range(each)]
+        devices = await asyncio.gather(*(self.register(f"{p} {number}") for p, number in named))
+        return [
+            Member(protocol, device.device_id, device.token)
+            for (protocol, _), device in zip(named, devices, strict=True)
+        ]
+
+
+@pytest.fixture
+async def plant(
+    cluster: Cluster, ports: dict[str, int], principal_headers: PrincipalHeaders
+) -> AsyncIterator[Plant]:
+    """A plant of a tenant of the test's own, which allows plain CoAP."""
+    url = cluster.url("ingest")
+    headers = principal_headers(uuid4())
+    assert cluster.devices_broker is not None
+    there = {**ports, "amqp": cluster.devices_broker.port}
+    doors = Doors(url, {name: (LOOPBACK, port) for name, port in there.items()})
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as http:
+        allowed = await http.put(
+            "/api/v1/devices/policy", json={"plain_coap": True}, headers=headers
         )
-    assert {a.status_code for a in answers} == {201}, answers[0].text + cluster.log_tail("ingest")
-    return {UUID(a.json()["id"]): a.json()["credentials"]["token"] for a in answers}
+        assert allowed.status_code == 200, allowed.text
+        yield Plant(cluster, http, headers, doors)

@@ -1,10 +1,8 @@
 """The bus when its broker is killed, or refuses to be written to."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,17 +12,18 @@ from libs.common.bus.base import Subscription
 from libs.common.bus.rabbit import RabbitBus
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
+from tests.waiting import until
 
 TYPE = "telemetry.received.v1"
 DEADLINE_S = 60.0
 
 
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[RabbitMQ]:
-    node = RabbitMQ(tmp_path / "rabbitmq", find_rabbitmq())
-    await asyncio.to_thread(node.start)
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    node = RabbitMQ(tmp_path_factory.mktemp("broker") / "rabbitmq", find_rabbitmq())
+    node.start()
     yield node
-    await asyncio.to_thread(node.stop)
+    node.stop()
 
 
 class Reader:
@@ -62,17 +61,17 @@ async def test_a_killed_broker_loses_nothing_confirmed_and_all_goes_on_after_its
                 await asyncio.sleep(0.05)
 
     publishing = asyncio.create_task(publish_without_pause())
-    await _eventually(lambda: len(confirmed) > 200)
+    await until(lambda: len(confirmed) > 200, "200 confirms", within_s=DEADLINE_S)
 
     # First a clean restart. It also lets the broker note its new queues on disk, which it is
     # known to do a second late.
     await asyncio.to_thread(node.restart)
     before = len(confirmed)
-    await _eventually(lambda: len(confirmed) > before + 200)
+    await until(lambda: len(confirmed) > before + 200, "200 more confirms", within_s=DEADLINE_S)
 
     refused = 0
     await asyncio.to_thread(node.kill)
-    await _eventually(lambda: refused > 3)
+    await until(lambda: refused > 3, "the bus refuses", within_s=DEADLINE_S)
     with pytest.raises(Unavailable):
         await bus.check()
     with pytest.raises(Unavailable):
@@ -80,11 +79,15 @@ async def test_a_killed_broker_loses_nothing_confirmed_and_all_goes_on_after_its
 
     await asyncio.to_thread(node.start)
     before = len(confirmed)
-    await _eventually(lambda: len(confirmed) > before + 200)
+    await until(lambda: len(confirmed) > before + 200, "200 more confirms", within_s=DEADLINE_S)
     enough.set()
     await publishing
 
-    await _eventually(lambda: set(confirmed) <= set(reader.heard))
+    await until(
+        lambda: set(confirmed) <= set(reader.heard),
+        "all that was confirmed is read",
+        within_s=DEADLINE_S,
+    )
     await bus.check()
     await bus.stop()
 
@@ -99,44 +102,30 @@ async def test_a_broker_short_of_memory_stops_publishers_and_not_readers(node: R
         heard.extend(message.body.decode() for message in messages)
 
     bus = RabbitBus(node.url, service="tests", shards=1, publish_timeout_s=1.0)
-    bus.subscribe(Subscription("rules.points", frozenset({TYPE}), sharded=True), read_when_allowed)
+    bus.subscribe(Subscription("ml.points", frozenset({TYPE}), sharded=True), read_when_allowed)
     await bus.start()
     await bus.publish([_message(f"{number}") for number in range(100)])
 
+    async def is_refused() -> bool:
+        return not await _is_taken(bus, "probe")
+
     await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "absolute", "1MB")
-    await _eventually_raises(bus)
+    await until(is_refused, "publishers are stopped", within_s=DEADLINE_S)
     held.set()
-    await _eventually(lambda: len(heard) >= 100)
+    await until(lambda: len(heard) >= 100, "what waited is read", within_s=DEADLINE_S)
 
     await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "absolute", "1GB")
-    await _eventually_publishes(bus, "room again")
-    await _eventually(lambda: "room again" in heard)
+    await until(lambda: _is_taken(bus, "room again"), "publishers may go on", within_s=DEADLINE_S)
+    await until(lambda: "room again" in heard, "what came last is read", within_s=DEADLINE_S)
     await bus.stop()
 
 
-async def _eventually(holds: Callable[[], bool]) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_S
-    while not holds():
-        assert loop.time() < deadline, "it did not come about in time"
-        await asyncio.sleep(0.02)
-
-
-async def _eventually_raises(bus: RabbitBus) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            try:
-                await bus.publish([_message("probe")])
-            except Unavailable:
-                return
-
-
-async def _eventually_publishes(bus: RabbitBus, said: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            with contextlib.suppress(Unavailable):
-                await bus.publish([_message(said)])
-                return
+async def _is_taken(bus: RabbitBus, said: str) -> bool:
+    try:
+        await bus.publish([_message(said)])
+    except Unavailable:
+        return False
+    return True
 
 
 def _message(said: str) -> Message:

@@ -422,3 +422,41 @@ def _has_point(frame: dict[str, Any], device: Device, value: float) -> bool:
 
 def _is_online(frame: dict[str, Any], device: Device) -> bool:
     return bool(frame["device_id"] == device.id and frame["data"].get("status") == "online")
+
+
+async def test_a_past_that_comes_late_changes_the_aggregates_and_pages_nobody(site: Site) -> None:
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
+    span = {"from": hour.isoformat(), "to": (hour + timedelta(hours=1)).isoformat()}
+
+    def minutes(of: range, bearing: float) -> list[dict[str, Any]]:
+        return [
+            {"ts": (hour + timedelta(minutes=n)).isoformat(), "values": {"bearing": bearing}}
+            for n in of
+        ]
+
+    async with site.device("pump that was away") as device:
+        await site.watch_bearing(device)
+        where = f"{device.id}/bearing"
+
+        async def is_counted(count: int) -> bool:
+            answer = await site.http.get(f"/analytics/statistics/{where}", params=span)
+            return bool(answer.status_code == 200 and answer.json()["count"] == count)
+
+        async def means() -> list[float]:
+            asked = {**span, "bucket": "PT30M", "aggregate": "mean"}
+            told = await site.ask("GET", f"/analytics/timeseries/{where}", params=asked)
+            return [point["value"] for point in told["points"]]
+
+        await device.publishes(minutes(range(0, 30, 10), COOL))
+        await until(lambda: is_counted(3), "the first half is stored", within_s=30)
+        assert (await means())[0] == COOL
+        # The rule is in force: it sees what is too hot now, and what is well again.
+        await until(lambda: site.has_open(device, count=1, bearing=HOT), "an alert", within_s=30)
+        await until(lambda: site.has_open(device, count=0, bearing=COOL), "its end", within_s=30)
+
+        await device.publishes(minutes(range(5, 60, 10), HOT))
+        await until(lambda: is_counted(9), "what was missing is stored", within_s=30)
+        assert [round(mean, 6) for mean in await means()] == [(COOL + HOT) / 2, HOT]
+        # A second alert of now: whatever the past had to say was looked at before.
+        await until(lambda: site.has_open(device, count=1, bearing=HOT), "an alert", within_s=30)
+        assert len(await site.alerts(device)) == 2

@@ -12,6 +12,8 @@ PERMISSIONS: Mapping[str, str] = MappingProxyType(
     {
         "devices:read": "See devices, their profiles and their state.",
         "devices:write": "Register, change and remove devices; issue and void their credentials.",
+        "connectors:read": "See connections to other brokers, servers and machines.",
+        "connectors:write": "Set connections up, change and remove them; browse the other side.",
         "telemetry:read": "Read points.",
         "telemetry:write": "Send points over HTTP; correct and replay what lies in quarantine.",
         "commands:read": "See commands and what became of them.",
@@ -54,6 +56,7 @@ class BuiltInRole:
 # Written out, not `*:read`: a resource added later is not shown to viewers by accident.
 _EVERYDAY = (
     "devices:read",
+    "connectors:read",
     "telemetry:read",
     "commands:read",
     "rules:read",
@@ -79,6 +82,7 @@ BUILT_IN: Mapping[str, BuiltInRole] = MappingProxyType(
                 (
                     *_EVERYDAY,
                     "devices:write",
+                    "connectors:write",
                     "telemetry:write",
                     "commands:send",
                     "rules:write",

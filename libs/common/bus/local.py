@@ -206,6 +206,7 @@ class LocalBus(Bus):
             max_size=8,
             timeout=5,
             command_timeout=60,
+            reset=_keep,
             server_settings={
                 "application_name": "iiot-bus",
                 "jit": "off",
@@ -297,6 +298,9 @@ class LocalBus(Bus):
                 pass
         except asyncpg.LockNotAvailableError:
             log.warning("the event log is being read by others, and trimmed later")
+        except asyncpg.UndefinedTableError:
+            # Another process dropped it while this one was looking whether it may.
+            log.info("the event log is being trimmed by others")
         sizes = await self._pool.fetchrow(MEASURE)
         dead = await self._pool.fetch(
             "SELECT subscriber, count(*) FROM bus.dead_letters GROUP BY 1"
@@ -334,15 +338,17 @@ class LocalBus(Bus):
         names = [s.name for s in self._subscribers if s.durable]
         if self._forget_others:
             await self._pool.execute("DELETE FROM bus.subscribers WHERE name <> ALL($1)", names)
+        # In one order: another process that starts now waits, and neither for the other.
+        rows = await self._pool.fetch(
+            "INSERT INTO bus.subscribers SELECT name, $2 FROM unnest($1::text[]) AS name ORDER BY 1"
+            " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING name, position",
+            names,
+            head,
+        )
+        positions = {row["name"]: row["position"] for row in rows}
         for subscriber in self._subscribers:
-            subscriber.position = subscriber.saved = head
-            if subscriber.durable:
-                subscriber.position = subscriber.saved = await self._pool.fetchval(
-                    "INSERT INTO bus.subscribers VALUES ($1, $2)"
-                    " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING position",
-                    subscriber.name,
-                    head,
-                )
+            subscriber.position = positions[subscriber.name] if subscriber.durable else head
+            subscriber.saved = subscriber.position
 
     # --- writing
 
@@ -600,6 +606,10 @@ class LocalBus(Bus):
                 position,
             )
         subscriber.saved = position
+
+
+async def _keep(connection: asyncpg.Connection) -> None:
+    """Leave the connection as it is: no statement here sets what outlives its transaction."""
 
 
 async def _try(handle: Handle, messages: Sequence[Message]) -> BaseException | None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import structlog
 from aiormq import Connection
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
@@ -47,17 +48,23 @@ def closing_is_an_error() -> Iterator[None]:
 
 
 class Link:
-    """Keeps one connection open from `start` to `stop`. `prepare` runs on each new one."""
+    """Keeps one connection open from `start` to `stop`.
+
+    `prepare` runs on each new one; `transport` opens its socket, if not as usual.
+    """
 
     def __init__(
         self,
         url: str,
         name: str,
         prepare: Callable[[AbstractConnection], Awaitable[None]] | None = None,
+        *,
+        transport: TransportFactory | None = None,
     ) -> None:
         self._url = URL(url).update_query(name=name, heartbeat=str(HEARTBEAT_S))
         self._name = name
         self._prepare = prepare
+        self._transport = transport
         self._current: AbstractConnection | None = None
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -103,7 +110,7 @@ class Link:
     async def _keep(self) -> None:
         failures = 0
         while True:
-            connection = Connection(self._url)
+            connection = Connection(self._url, transport_factory=self._transport)
             try:
                 with closing_is_an_error():
                     async with asyncio.timeout(CONNECT_S):

@@ -43,6 +43,16 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
     channel: str = "telemetry"
     received_at: int | None = None
     cut_from: int | None = None
+    points: int = 1
+    """How many points it stands for; what could not be read at all counts as one."""
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True):
+    """A device said, by its own counter, that so many of its messages or readings are missing."""
+
+    tenant_id: UUID
+    device_id: UUID
+    missing: int
 
 
 class TelemetryReceived(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -66,6 +76,7 @@ class TelemetryReceived(msgspec.Struct, frozen=True, kw_only=True, array_like=Tr
     quality: bytes
     texts: Sequence[Text] = ()
     refused: Sequence[Refused] = ()
+    gaps: Sequence[Gap] = ()
 
     def __len__(self) -> int:
         """How many numeric points it holds."""
@@ -109,20 +120,47 @@ class DeviceCreated(Event, frozen=True, kw_only=True):
     device_id: UUID
     name: str
     device_type: str
+    group_ids: Sequence[UUID] = ()
+    """The groups it is in, from the root down."""
+    tags: Sequence[str] = ()
+    profile_id: UUID | None = None
 
 
 class DeviceUpdated(Event, frozen=True, kw_only=True):
-    """A device's name or description changed."""
+    """A device's name, description, group, tags or profile changed."""
 
     type: ClassVar[str] = "device.updated.v1"
     source: ClassVar[str] = "ingest"
     device_id: UUID
     name: str
     device_type: str
+    group_ids: Sequence[UUID] = ()
+    """The groups it is in, from the root down."""
+    tags: Sequence[str] = ()
+    profile_id: UUID | None = None
+
+
+class DeviceGroupMoved(Event, frozen=True, kw_only=True):
+    """A group of devices is below another one than before, with all groups and devices below it.
+
+    Of whatever was in a group whose path began with `was`, the path begins with `group_ids` instead.
+    Said once, and not of each device.
+    """
+
+    type: ClassVar[str] = "device_group.moved.v1"
+    source: ClassVar[str] = "ingest"
+    group_id: UUID
+    was: Sequence[UUID]
+    """The groups from the root down to itself, before."""
+    group_ids: Sequence[UUID]
+    """The same now."""
 
 
 class DeviceDeleted(Event, frozen=True, kw_only=True):
-    """A device was removed: its credentials are void, its connections are cut."""
+    """A device was removed: its credentials are void, its connections are cut.
+
+    It may be restored; then `device.created` is said again.
+    """
 
     type: ClassVar[str] = "device.deleted.v1"
     source: ClassVar[str] = "ingest"
@@ -130,9 +168,40 @@ class DeviceDeleted(Event, frozen=True, kw_only=True):
 
 
 class DeviceCredentialRotated(Event, frozen=True, kw_only=True):
-    """A device got a new token; what was connected by the old one is cut."""
+    """Credentials of a device end; what is connected by them is cut then.
+
+    None named: all it had. `ends_at` is None if they have ended.
+    """
 
     type: ClassVar[str] = "device.credential_rotated.v1"
+    source: ClassVar[str] = "ingest"
+    device_id: UUID
+    credential_ids: Sequence[UUID] = ()
+    ends_at: datetime | None = None
+
+
+class DeviceProfileChanged(Event, frozen=True, kw_only=True):
+    """A profile declares something else than before: its devices' points are taken accordingly."""
+
+    type: ClassVar[str] = "device_profile.changed.v1"
+    source: ClassVar[str] = "ingest"
+    profile_id: UUID
+
+
+class DeviceAttributesChanged(Event, frozen=True, kw_only=True):
+    """Attributes of a device were set or removed. `scope` is server, shared or client."""
+
+    type: ClassVar[str] = "device.attributes_changed.v1"
+    source: ClassVar[str] = "ingest"
+    device_id: UUID
+    scope: str
+    names: Sequence[str]
+
+
+class DeviceGatewayChanged(Event, frozen=True, kw_only=True):
+    """A device may speak for others than before, or no longer for any."""
+
+    type: ClassVar[str] = "device.gateway_changed.v1"
     source: ClassVar[str] = "ingest"
     device_id: UUID
 
@@ -147,6 +216,35 @@ class DevicesShutOut(Event, frozen=True, kw_only=True):
     type: ClassVar[str] = "devices.shut_out.v1"
     source: ClassVar[str] = "ingest"
     reason: str
+
+
+class ConnectorChanged(Event, frozen=True, kw_only=True):
+    """A connector was set up, changed, switched or removed: whoever runs it looks again."""
+
+    type: ClassVar[str] = "connector.changed.v1"
+    source: ClassVar[str] = "ingest"
+    connector_id: UUID
+
+
+class DevicePolicyChanged(Event, frozen=True, kw_only=True):
+    """A tenant lets its devices do other things than before."""
+
+    type: ClassVar[str] = "device.policy_changed.v1"
+    source: ClassVar[str] = "ingest"
+    plain_coap: bool
+    """Whether CoAP without OSCORE or DTLS is let in."""
+
+
+class DevicesTakenOver(Event, frozen=True, kw_only=True):
+    """Devices connected at an endpoint that another one held connections of: those are over.
+
+    `connected` is when each began the connection that stands.
+    """
+
+    type: ClassVar[str] = "devices.taken_over.v1"
+    source: ClassVar[str] = "ingest"
+    endpoint_id: UUID
+    connected: dict[UUID, datetime]
 
 
 class DeviceStatusChanged(Event, frozen=True, kw_only=True):
@@ -170,3 +268,46 @@ class DeviceAlertReported(Event, frozen=True, kw_only=True):
     key: str
     """What the alarm is about; the same key again is the same alarm."""
     active: bool = True
+
+
+class AuditRecorded(Event, frozen=True, kw_only=True):
+    """Somebody did to the plant what must be accounted for: `command.sent`, `command.cancelled`.
+
+    Said in the transaction that did it. `actor` is a user's id, or `rule:` and the rule's.
+    """
+
+    type: ClassVar[str] = "audit.recorded.v1"
+    source: ClassVar[str] = "ingest"
+    actor: str
+    action: str
+    device_id: UUID
+    subject_id: UUID
+    """The command."""
+    detail: str
+    """What it is called."""
+
+
+class CommandQueued(Event, frozen=True, kw_only=True):
+    """A command waits for a device: whoever holds a way to the device sends it."""
+
+    type: ClassVar[str] = "command.queued.v1"
+    source: ClassVar[str] = "ingest"
+    command_id: UUID
+    device_id: UUID
+
+
+class CommandCompleted(Event, frozen=True, kw_only=True):
+    """Nothing more becomes of a command: `status` is succeeded, failed or expired.
+
+    `error` says why it failed: `timeout`, `cancelled`, `device_removed`, `too_many_commands`, or in
+    the device's own words. `requested_by` is a user's id, or `rule:` and the rule's.
+    """
+
+    type: ClassVar[str] = "command.completed.v1"
+    source: ClassVar[str] = "ingest"
+    command_id: UUID
+    device_id: UUID
+    name: str
+    status: str
+    error: str | None = None
+    requested_by: str = ""

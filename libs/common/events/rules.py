@@ -1,8 +1,10 @@
 """What rules says: a rule begins or ends to be broken, and a rule itself has changed."""
 
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
+
+import msgspec
 
 from libs.common.events.base import Event
 from libs.common.severity import Severity
@@ -62,3 +64,23 @@ class RuleChanged(Event, frozen=True, kw_only=True):
     source: ClassVar[str] = "rules"
     rule_id: UUID
     change: str
+
+
+class CommandRequested(Event, frozen=True, kw_only=True):
+    """A rule wants a device to do something.
+
+    The same `key` of the same rule again is the same command, so a replay sends nothing twice.
+    `timeout_s` is how long the device has to answer, `expires_at` until when it is sent at all;
+    None: as the platform has it. Who sent it and what came of it is in `command.completed`.
+    """
+
+    type: ClassVar[str] = "command.requested.v1"
+    source: ClassVar[str] = "rules"
+    rule_id: UUID
+    device_id: UUID
+    key: str
+    name: str
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    two_way: bool = True
+    timeout_s: float | None = None
+    expires_at: datetime | None = None

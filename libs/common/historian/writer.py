@@ -57,7 +57,7 @@ _INSERT_POINTS = """
     SELECT '1970-01-01Z'::timestamptz + us * interval '1 microsecond', value, tenant, series, quality
     FROM unnest($1::bigint[], $2::float8[], $3::int[], $4::int[], $5::smallint[])
       AS p(us, value, tenant, series, quality)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING series
 """
 
 _INSERT_TEXTS = """
@@ -65,7 +65,7 @@ _INSERT_TEXTS = """
     SELECT '1970-01-01Z'::timestamptz + us * interval '1 microsecond', value, tenant, series, quality
     FROM unnest($1::bigint[], $2::text[], $3::int[], $4::int[], $5::smallint[])
       AS p(us, value, tenant, series, quality)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING series
 """
 
 
@@ -132,6 +132,8 @@ class Written:
     stored: int = 0
     duplicates: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    new: list[int] | None = None
+    """The series of each point that was stored; None: all of them were."""
 
 
 class DayPartitions:
@@ -209,14 +211,14 @@ async def write_points(connection: Connection, columns: Columns) -> Written:
     except asyncpg.PostgresError as error:
         if not is_of_the_rows(error):
             raise
-    written = Written()
+    written = Written(new=[])
     await _insert_points(connection, columns, written)
     return written
 
 
 async def write_texts(connection: Connection, texts: Sequence[Text]) -> Written:
     """Store points whose values are strings; as `write_points`."""
-    written = Written()
+    written = Written(new=[])
     if texts:
         await _insert_texts(connection, texts, written)
     return written
@@ -225,7 +227,7 @@ async def write_texts(connection: Connection, texts: Sequence[Text]) -> Written:
 async def _insert_points(connection: Connection, columns: Columns, written: Written) -> None:
     try:
         async with connection.transaction():
-            status = await connection.execute(
+            new = await connection.fetch(
                 _INSERT_POINTS,
                 columns.ts.tolist(),
                 columns.values.tolist(),
@@ -251,13 +253,13 @@ async def _insert_points(connection: Connection, columns: Columns, written: Writ
         await _insert_points(connection, columns[:middle], written)
         await _insert_points(connection, columns[middle:], written)
         return
-    _count(status, len(columns), written)
+    _count(new, len(columns), written)
 
 
 async def _insert_texts(connection: Connection, texts: Sequence[Text], written: Written) -> None:
     try:
         async with connection.transaction():
-            status = await connection.execute(
+            new = await connection.fetch(
                 _INSERT_TEXTS,
                 [t.ts for t in texts],
                 [t.value for t in texts],
@@ -278,7 +280,7 @@ async def _insert_texts(connection: Connection, texts: Sequence[Text], written: 
         await _insert_texts(connection, texts[:middle], written)
         await _insert_texts(connection, texts[middle:], written)
         return
-    _count(status, len(texts), written)
+    _count(new, len(texts), written)
 
 
 def is_of_the_rows(error: asyncpg.PostgresError) -> bool:
@@ -286,10 +288,11 @@ def is_of_the_rows(error: asyncpg.PostgresError) -> bool:
     return (error.sqlstate or "").startswith(("22", "23"))
 
 
-def _count(status: str, offered: int, written: Written) -> None:
-    stored = int(status.rsplit(" ", 1)[1])
-    written.stored += stored
-    written.duplicates += offered - stored
+def _count(new: Sequence[asyncpg.Record], offered: int, written: Written) -> None:
+    written.stored += len(new)
+    written.duplicates += offered - len(new)
+    if written.new is not None:
+        written.new += [row[0] for row in new]
 
 
 def _as_copy(columns: Columns) -> bytes:

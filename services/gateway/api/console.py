@@ -36,6 +36,13 @@ async def find_alert(alert_id: str) -> Response:
     return RedirectResponse("/api/v1/docs#/alerts/get_alert")
 
 
+@no_console.get("/claim")
+@public("an address; the token on the label stays with the browser, behind the `#`")
+async def find_claim() -> Response:
+    """Lead to where one claims a device: labels link here, with the claim token behind the `#`."""
+    return RedirectResponse("/api/v1/docs")
+
+
 class Console(StaticFiles):
     """The console's files. An address that is no file is one of its views: the front page answers."""
 

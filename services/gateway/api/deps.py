@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from libs.common.auth.shown import shown_token
 from libs.common.errors import Malformed, Unauthenticated
 from services.gateway.usecases.accounts import Accounts
 from services.gateway.usecases.callers import Caller
@@ -12,9 +13,8 @@ from services.gateway.usecases.sessions import Sessions
 
 def bearer_token(authorization: str | None) -> str:
     """Return the token of an Authorization header. Raises Unauthenticated."""
-    scheme, _, token = (authorization or "").partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
+    token = shown_token(authorization)
+    if token is None:
         raise Unauthenticated("no credential was given")
     return token
 

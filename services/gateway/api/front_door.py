@@ -21,9 +21,9 @@ from services.gateway.adapters.limits import Limiter
 from services.gateway.adapters.upstreams import Upstreams
 from services.gateway.api.deps import bearer_token
 from services.gateway.domain.address import client_address
-from services.gateway.domain.device_token import is_device_token
+from services.gateway.domain.device_token import is_device_token, may_ask
 from services.gateway.domain.limit import Limit, Standing
-from services.gateway.domain.routes import API, OWNERS, segment_of
+from services.gateway.domain.routes import API, OPEN, OWNERS, segment_of
 from services.gateway.domain.secret import hash_secret
 from services.gateway.usecases.callers import Callers
 
@@ -130,10 +130,13 @@ class FrontDoor:
         headers, credential = _read(scope["headers"])
         upstream = self._upstreams[service]
         try:
-            token = bearer_token(credential)
-            if is_device_token(token):
-                if scope["path"] != f"{API}telemetry" or scope["method"] != "POST":
-                    raise Unauthenticated("a device's token is good for sending telemetry alone")
+            if (scope["method"], scope["path"]) in OPEN:
+                standing = await self._count(self._limits.anonymous, self._address(scope))
+            elif is_device_token(token := bearer_token(credential)):
+                if not may_ask(scope["method"], scope["path"]):
+                    raise Unauthenticated(
+                        "a device's token is good for telemetry and what is below /devices/me alone"
+                    )
                 token_hash, origin = hash_secret(token), self._address(scope)
                 self._check_guess(token_hash, origin)
                 standing = await self._count(self._limits.device, token_hash.hex())

@@ -8,7 +8,12 @@ API = "/api/v1/"
 OWNERS: Mapping[str, str] = MappingProxyType(
     {
         "devices": "ingest",
+        "device-profiles": "ingest",
+        "device-groups": "ingest",
+        "provisioning-keys": "ingest",
         "telemetry": "ingest",
+        "connectors": "ingest",
+        "connector-kinds": "ingest",
         "rules": "rules",
         "alerts": "alerting",
         "notification-channels": "alerting",
@@ -22,6 +27,16 @@ OWNERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The service behind the first segment after /api/v1/."""
+
+OPEN = frozenset(
+    {
+        ("POST", f"{API}devices/provision"),
+        ("GET", f"{API}telemetry/influx/ping"),
+        ("HEAD", f"{API}telemetry/influx/ping"),
+    }
+)
+"""What needs no login: a device that registers itself, by a key which ingest looks at; and what
+InfluxDB's clients ask before they show who they are."""
 
 
 def segment_of(path: str) -> str | None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import isnan
 from typing import Protocol
 from uuid import UUID
 
@@ -234,7 +235,10 @@ class Live:
             # Of most points nobody wants to hear: no more is done about those than this look.
             if groups:
                 which = known[number]
-                value = values[row] if which.kind != 1 else values[row] != 0
+                value: float | bool = values[row]
+                if which.kind == 1 and not isnan(value):
+                    # A bad point may have no value: NaN, which is neither true nor false.
+                    value = value != 0
                 moment = _moment(ts[row])
                 point = LivePoint(which.device_id, which.metric, moment, value, quality[row])
                 for group in groups:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from libs.common.auth.permission import Permission, principal
 from libs.common.auth.principal import HEADER, Principal
+from libs.common.auth.shown import shown_token
 from libs.common.errors import Forbidden, Unauthenticated
 from libs.common.http.doors import transaction
 from services.ingest.domain.device import Source
@@ -17,8 +18,22 @@ InTransaction = Annotated[IngestStore, Depends(transaction, scope="function")]
 
 CanReadDevices = Annotated[Principal, Depends(Permission("devices:read"))]
 CanWriteDevices = Annotated[Principal, Depends(Permission("devices:write"))]
+CanReadConnectors = Annotated[Principal, Depends(Permission("connectors:read"))]
+CanWriteConnectors = Annotated[Principal, Depends(Permission("connectors:write"))]
+CanReadCommands = Annotated[Principal, Depends(Permission("commands:read"))]
+CanSendCommands = Annotated[Principal, Depends(Permission("commands:send"))]
 CanReadTelemetry = Annotated[Principal, Depends(Permission("telemetry:read"))]
 CanWriteTelemetry = Annotated[Principal, Depends(Permission("telemetry:write"))]
+
+
+IfMatch = Annotated[
+    str | None, Header(pattern=r'^"?\d{1,9}"?$', description="The version that you saw.")
+]
+
+
+def version_of(if_match: str | None) -> int | None:
+    """Return the version that the caller saw, if it says so."""
+    return int(if_match.strip('"')) if if_match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +51,9 @@ class TelemetrySender:
 
     async def __call__(self, request: Request) -> Sender:
         """Return the sender. Raises Unauthenticated or Forbidden."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_token(token.strip()):
-            return Sender(await request.app.state.sources.login(token.strip()), None)
+        token = shown_token(request.headers.get("authorization"))
+        if token is not None and is_token(token):
+            return Sender(await request.app.state.sources.login(token), None)
         if HEADER not in request.headers:
             raise Unauthenticated("send a device's token, or log in")
         who = await principal(request)
@@ -48,3 +63,20 @@ class TelemetrySender:
 
 
 MaySend = Annotated[Sender, Depends(TelemetrySender())]
+
+
+class DeviceItself:
+    """Lets a device pass by its own token, and nobody else."""
+
+    permission = "device:itself"
+
+    async def __call__(self, request: Request) -> Source:
+        """Return the device. Raises Unauthenticated."""
+        token = shown_token(request.headers.get("authorization"))
+        if token is None or not is_token(token):
+            raise Unauthenticated("this is for a device, with its own token")
+        source: Source = await request.app.state.sources.login(token)
+        return source
+
+
+TheDevice = Annotated[Source, Depends(DeviceItself())]

@@ -1,43 +1,94 @@
 """Devices over HTTP."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-import msgspec
-from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import Field, field_validator
 
-from libs.common.errors import Conflict, Malformed, NotFound, PreconditionFailed
+from libs.common.errors import (
+    Conflict,
+    FieldError,
+    Invalid,
+    Malformed,
+    NotFound,
+    PreconditionFailed,
+    TooLarge,
+    UnsupportedMedia,
+)
 from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
-from services.ingest.api.deps import CanReadDevices, CanWriteDevices, InTransaction
+from services.ingest.api.deps import (
+    CanReadDevices,
+    CanWriteDevices,
+    IfMatch,
+    InTransaction,
+    version_of,
+)
 from services.ingest.domain.device import Status
+from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.domain.search import Place, SortedBy, Wanted
 from services.ingest.domain.token import new_token
+from services.ingest.usecases import bulk
 from services.ingest.usecases import devices as usecases
 
 router = APIRouter(prefix="/api/v1/devices", tags=["devices"], route_class=IdempotentRoute)
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
+_LINE = r"^[^\x00-\x1f]+$"
+_TEXT = r"^[^\x00]*$"
+MOST_TAGS = 50
+MAX_SHEET_BYTES = 8 * 1024 * 1024
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE)]
+Type = Annotated[str, Field(min_length=1, max_length=64, pattern=_LINE, examples=["pump"])]
+Serial = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE)]
+Description = Annotated[str, Field(max_length=1000, pattern=_TEXT)]
+Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f;]+$")]
+Tags = Annotated[list[Tag], Field(max_length=MOST_TAGS)]
 
 
 class DeviceIn(Body):
     """A device to register."""
 
     name: Name
-    type: Annotated[str, Field(min_length=1, max_length=64, examples=["pump"])]
-    description: Annotated[str, Field(max_length=1000)] = ""
+    type: Type
+    description: Description = ""
+    serial: Serial | None = None
+    profile_id: UUID | None = None
+    group_id: UUID | None = None
+    tags: Tags = Field(default_factory=list)
 
 
 class DeviceChange(Body):
-    """What is to change of a device; what is left out stays."""
+    """What is to change of a device; what is left out stays. Null takes away."""
 
     name: Name | None = None
-    type: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    description: Annotated[str, Field(max_length=1000)] | None = None
+    type: Type | None = None
+    description: Description | None = None
+    serial: Serial | None = None
+    profile_id: UUID | None = None
+    group_id: UUID | None = None
+    tags: Tags | None = None
+
+    @field_validator("name", "type", "description", "tags")
+    @classmethod
+    def _stays(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("a device always has one")
+        return value
+
+    def changes(self) -> dict[str, Any]:
+        """Return what was given, by the device's fields."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        if "tags" in given:
+            given["tags"] = unique(given["tags"])
+        return given
 
 
 class DeviceOut(Out):
@@ -47,11 +98,24 @@ class DeviceOut(Out):
     name: str
     type: str
     description: str
+    serial: str | None
+    profile_id: UUID | None
+    group_id: UUID | None
+    tags: list[str]
+    is_claimed: bool
+    """False for one made ahead, until whoever mounts it claims it."""
     status: Status
     status_reason: str
     status_at: datetime | None
+    last_seen_at: datetime | None
+    """When it last said something; written every few seconds."""
+    protocol: Protocol | None
+    """By which protocol it last spoke."""
+    payload_format: PayloadFormat | None
+    """In which form it last wrote."""
     created_at: datetime
     updated_at: datetime
+    deleted_at: datetime | None
     version: int
 
 
@@ -70,12 +134,12 @@ class RegisteredDevice(DeviceOut):
     credentials: Credentials
 
 
-class _Position(msgspec.Struct):
-    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
-    id: UUID
+def unique(tags: list[str]) -> tuple[str, ...]:
+    """Return tags, each once."""
+    return tuple(dict.fromkeys(tags))
 
 
-@router.post("", status_code=201, responses=problems(Conflict))
+@router.post("", status_code=201, responses=problems(Conflict, NotFound))
 async def register_device(
     request: Request, body: DeviceIn, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> RegisteredDevice:
@@ -90,6 +154,10 @@ async def register_device(
         description=body.description,
         most=request.app.state.settings.devices_per_tenant,
         at=now,
+        serial=body.serial,
+        profile_id=body.profile_id,
+        group_id=body.group_id,
+        tags=unique(body.tags),
     )
     return RegisteredDevice(
         **DeviceOut.model_validate(device).model_dump(),
@@ -97,25 +165,126 @@ async def register_device(
     )
 
 
+_Tags = Annotated[
+    list[Annotated[str, Field(max_length=64, pattern=_LINE)]], Query(max_length=MOST_TAGS)
+]
+
+
+def _wanted(
+    q: Annotated[
+        str | None,
+        Query(max_length=128, pattern=_LINE, description="A part of name or serial number."),
+    ] = None,
+    type: Annotated[str | None, Query(max_length=64, pattern=_LINE)] = None,  # noqa: A002 - the field's name
+    profile_id: Annotated[UUID | None, Query()] = None,
+    group_id: Annotated[
+        UUID | None, Query(description="In this group, or in one below it.")
+    ] = None,
+    tag: Annotated[_Tags, Query(description="It has all of these tags.")] = [],  # noqa: B006 - FastAPI copies it
+    any_tag: Annotated[_Tags, Query(description="It has one of these tags.")] = [],  # noqa: B006 - as above
+    attribute: Annotated[
+        list[Annotated[str, Field(max_length=400, pattern=r"^[^\x00-\x1f:]+:[^\x00-\x1f]*$")]],
+        Query(max_length=10, description="`name:value`, in any scope; all of them."),
+    ] = [],  # noqa: B006 - as above
+    status: Annotated[Status | None, Query()] = None,
+    protocol: Annotated[Protocol | None, Query()] = None,
+    deleted: Annotated[
+        bool, Query(description="Those that were removed and can be restored.")
+    ] = False,
+    sort: Annotated[
+        str,
+        Query(
+            pattern=r"^-?(created_at|name|last_seen_at)$", description="With `-`: the last first."
+        ),
+    ] = "created_at",
+) -> Wanted:
+    return Wanted(
+        q=q,
+        type=type,
+        profile_id=profile_id,
+        group_id=group_id,
+        tags=tuple(tag),
+        any_tag=tuple(any_tag),
+        attributes=tuple("=".join(a.split(":", 1)) for a in attribute),
+        status=status,
+        protocol=protocol,
+        deleted=deleted,
+        sort=SortedBy(sort.removeprefix("-")),
+        descending=sort.startswith("-"),
+    )
+
+
+LookedFor = Annotated[Wanted, Depends(_wanted)]
+
+
 @router.get("", responses=problems(Malformed))
 async def list_devices(
-    who: CanReadDevices,
-    store: InTransaction,
-    limit: Limit,
-    cursor: Cursor,
-    type: Annotated[str | None, Query(max_length=64)] = None,  # noqa: A002 - the field's name
+    who: CanReadDevices, store: InTransaction, limit: Limit, cursor: Cursor, wanted: LookedFor
 ) -> Page[DeviceOut]:
-    """List the devices, oldest first."""
-    position = decode_cursor(cursor, _Position) if cursor else None
-    after = (position.created_at, position.id) if position else None
-    devices = await store.devices.page(limit + 1, after, type)
+    """List the devices that are looked for, oldest first if not said otherwise."""
+    place = decode_cursor(cursor, Place) if cursor else None
+    if place is not None and not wanted.has(place):
+        reason = "The cursor is not one of this list; begin without one."
+        raise Malformed(reason, errors=[FieldError("?cursor", reason)])
+    devices = await store.devices.find(wanted.behind(place), limit + 1)
     more = len(devices) > limit
     devices = devices[:limit]
     return Page(
         items=[DeviceOut.model_validate(device) for device in devices],
-        next_cursor=encode_cursor(_Position(devices[-1].created_at, devices[-1].id))
-        if more
-        else None,
+        next_cursor=encode_cursor(wanted.place_of(devices[-1])) if more else None,
+    )
+
+
+@router.post(
+    "/import",
+    max_body_size=MAX_SHEET_BYTES,
+    responses=problems(Malformed, Invalid, Conflict, TooLarge, UnsupportedMedia),
+    response_class=Response,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"text/csv": {"schema": {"type": "string"}}},
+        },
+    },
+)
+async def import_devices(
+    request: Request,
+    who: CanWriteDevices,
+    store: InTransaction,
+    now: Now,
+    dry_run: Annotated[bool, Query(description="Only say what would become of it.")] = False,
+) -> Response:
+    """Register the devices of a sheet: `name,type,serial,description,profile,group,tags,attributes`.
+
+    Good rows are taken, whatever is wrong with others. The answer is a sheet again: each row with its
+    device's id and token, which are shown this once, or with what is wrong with it. Sent again, it
+    makes nothing twice: the names are taken.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "text/csv":
+        raise UnsupportedMedia("a sheet is sent as text/csv")
+    imported = await bulk.import_devices(
+        store,
+        await request.body(),
+        dry_run=dry_run,
+        most=request.app.state.settings.devices_per_tenant,
+        at=now,
+    )
+    return Response(bulk.outcome_sheet(imported), media_type="text/csv")
+
+
+@router.get("/export", response_class=StreamingResponse)
+async def export_devices(request: Request, who: CanReadDevices) -> StreamingResponse:
+    """Return all devices as a sheet (CSV) that can be imported again."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        async for part in bulk.export_devices(request.app.state.transactions, who.tenant_id):
+            yield part.encode()
+
+    return StreamingResponse(
+        parts(),
+        media_type="text/csv",
+        headers={"content-disposition": 'attachment; filename="devices.csv"'},
     )
 
 
@@ -132,19 +301,11 @@ async def change_device(
     who: CanWriteDevices,
     store: InTransaction,
     now: Now,
-    if_match: Annotated[
-        str | None, Header(pattern=r'^"?\d{1,9}"?$', description="The version that you saw.")
-    ] = None,
+    if_match: IfMatch = None,
 ) -> DeviceOut:
-    """Change a device's name, type or description."""
+    """Change a device: what it is called, what it is, where it is."""
     device = await usecases.update(
-        store,
-        device_id,
-        name=body.name,
-        type=body.type,
-        description=body.description,
-        version=int(if_match.strip('"')) if if_match else None,
-        at=now,
+        store, device_id, body.changes(), version=version_of(if_match), at=now
     )
     return DeviceOut.model_validate(device)
 
@@ -153,16 +314,20 @@ async def change_device(
 async def remove_device(
     device_id: UUID, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> Response:
-    """Remove a device. Its token is void at once and its connections are cut; its points stay."""
+    """Remove a device. Its credentials are void at once and its connections are cut; its points stay.
+
+    It can be restored for 30 days, as long as nothing else is said by `INGEST_DELETED_KEPT`.
+    """
     await usecases.remove(store, device_id, at=now)
     return Response(status_code=204)
 
 
-@router.post("/{device_id}/credentials", status_code=201, responses=problems(NotFound))
-async def rotate_device_credentials(
-    device_id: UUID, who: CanWriteDevices, store: InTransaction, now: Now
-) -> Credentials:
-    """Give a device a new token, shown this once. The old one is void at once."""
-    token = new_token()
-    await usecases.rotate_token(store, device_id, token, at=now)
-    return Credentials(username=str(device_id), token=token)
+@router.post("/{device_id}/restore", responses=problems(NotFound, Conflict))
+async def restore_device(
+    request: Request, device_id: UUID, who: CanWriteDevices, store: InTransaction, now: Now
+) -> DeviceOut:
+    """Bring a removed device back. Give it credentials anew: those it had stay void."""
+    device = await usecases.restore(
+        store, device_id, most=request.app.state.settings.devices_per_tenant, at=now
+    )
+    return DeviceOut.model_validate(device)

@@ -1,7 +1,8 @@
 """Telemetry over HTTP, and the quarantine."""
 
-import asyncio
 import base64
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -17,6 +18,7 @@ from libs.common.errors import (
     Malformed,
     NotFound,
     TooLarge,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
     UnsupportedMedia,
@@ -25,6 +27,8 @@ from libs.common.http.doors import Now
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Out
+from libs.common.http.strict_json import check_json
+from services.ingest.api.body import read_aside, read_body
 from services.ingest.api.deps import (
     CanReadTelemetry,
     CanWriteTelemetry,
@@ -32,26 +36,35 @@ from services.ingest.api.deps import (
     MaySend,
     Sender,
 )
+from services.ingest.api.limits import rate_limit_headers
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Source
+from services.ingest.domain.formats import ADDRESSED, CONTENT_TYPES, FORMATS, format_of
+from services.ingest.domain.lines import Addressed, Lines, ReadAddressed
 from services.ingest.domain.payload import (
     MOST_READINGS,
     Decoded,
-    Refusal,
+    Read,
     Window,
-    decode_readings,
+    add_reading,
+    fault_beside,
     parse_json,
 )
-from services.ingest.usecases.telemetry import accept
+from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.usecases.addressed import of_tenant, own, take
 
 router = APIRouter(prefix="/api/v1/telemetry", tags=["telemetry"])
+
+DeviceId = Annotated[
+    UUID | None, Query(description="For users: whose what names no device itself is.")
+]
 
 
 class RejectedOut(Out):
     """A point that was not taken. It lies in the quarantine, with its reason."""
 
     index: int
-    """Which reading of the request, counted from 0."""
+    """Which reading, record, line or row of the request, counted from 0."""
     metric: str | None
     reason: str
     detail: str
@@ -120,9 +133,25 @@ _READING = {
             "anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}],
         },
         "values": {
+            "description": "A value of bad quality may be null.",
             "type": "object",
-            "additionalProperties": {"type": ["number", "boolean", "string"]},
+            "additionalProperties": {"type": ["number", "boolean", "string", "null"]},
             "examples": [{"temp": 21.5}],
+        },
+        "quality": {
+            "description": "Of all values of the reading; absent: good.",
+            "enum": ["good", "uncertain", "bad"],
+        },
+        "units": {
+            "description": "The units of values, where they are not those they are stored in.",
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "examples": [{"temp": "degF"}],
+        },
+        "seq": {
+            "description": "A counter of the device's own; what is missing in it is counted.",
+            "type": "integer",
+            "minimum": 0,
         },
         "device_id": {
             "description": "Required of users; a device speaks for itself alone.",
@@ -131,6 +160,10 @@ _READING = {
         },
     },
 }
+_READING_FIELDS = frozenset({"ts", "values", "quality", "units", "seq", "device_id"})
+_SENML_RECORD = {"type": "object", "examples": [{"n": "temp", "u": "Cel", "v": 21.5}]}
+_TEXT = {"schema": {"type": "string"}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -153,7 +186,15 @@ _BODY = {
                         ]
                     },
                 },
-            }
+            },
+            "application/senml+json": {
+                "schema": {"type": "array", "items": _SENML_RECORD, "maxItems": MOST_READINGS}
+            },
+            "application/cbor": _BINARY,
+            "application/senml+cbor": _BINARY,
+            "application/x-ndjson": _TEXT,
+            "text/csv": {**_TEXT, "example": "ts,temp\n2026-01-31T12:00:00Z,21.5\n"},
+            "application/x-influx-line-protocol": _TEXT,
         },
     }
 }
@@ -188,49 +229,100 @@ _CORRECTED = {
         TooLarge,
         UnsupportedMedia,
         Invalid,
+        TooManyRequests,
         Unavailable,
     ),
 )
-async def send_telemetry(request: Request, sender: MaySend, now: Now) -> Acceptance:
-    """Take readings: one, or a list.
+async def send_telemetry(
+    request: Request, response: Response, sender: MaySend, now: Now, device_id: DeviceId = None
+) -> Acceptance:
+    """Take readings: one, or many, in any of the forms.
 
     The answer comes when every point is durable: the good ones on their way to the historian, the
-    others in the quarantine, named under `rejected`.
+    others in the quarantine, named under `rejected`. `index` counts readings, records, lines or rows.
     """
-    _check_media_type(request)
-    settings = request.app.state.settings
-    parsed = parse_json(await request.body())
-    readings = parsed if isinstance(parsed, list) else [parsed]
-    _check_shape(readings, isinstance(parsed, list))
+    written = format_of(request.headers.get("content-type", ""))
+    if written is None:
+        raise UnsupportedMedia(f"telemetry is sent as {', '.join(CONTENT_TYPES)}")
+    settings, reception = request.app.state.settings, request.app.state.reception
+    if sender.source is not None:
+        reception.quotas.check(sender.source)
+    body = await read_body(request)
+    charged = None
+    if sender.source is not None:
+        charged = reception.quotas.charge(sender.source, len(body))
     window = Window.around(now, past=settings.oldest, ahead=settings.clock_ahead)
-
-    async def take(source: Source, indexes: list[int]) -> tuple[int, list[RejectedOut]]:
-        own = [{k: v for k, v in readings[i].items() if k != "device_id"} for i in indexes]
-        decoded = decode_readings(own, now, window)
-        refusals = await accept(
-            request.app.state.intake, source, decoded, within=settings.accept_within
-        )
-        return _count_accepted(decoded, refusals), [
-            RejectedOut(index=indexes[r.index], metric=r.metric, reason=r.reason, detail=r.detail)
-            for r in refusals
-        ]
-
-    # All devices' points wait for the same batches.
-    grouped = await _sources(request, sender, readings)
-    taken = await asyncio.gather(*(take(*group) for group in grouped.values()))
+    read = _READERS.get(written) or _of_one(FORMATS[written])
+    addressed = await read_aside(read, body, now, window)
+    brought = await bring(request, sender, device_id, addressed, written)
+    taken = await take(
+        reception.intake,
+        reception.quotas,
+        brought,
+        within=settings.accept_within,
+        charged=charged,
+    )
+    if sender.source is not None:
+        response.headers.update(rate_limit_headers(reception.quotas.of(sender.source)))
     return Acceptance(
-        accepted=sum(accepted for accepted, _ in taken),
-        rejected=sorted(
-            (refused for _, rejected in taken for refused in rejected),
-            key=lambda refused: refused.index,
-        ),
+        accepted=taken.accepted,
+        rejected=[
+            RejectedOut(index=r.index, metric=r.metric, reason=r.reason, detail=r.detail)
+            for r in taken.refused
+        ],
     )
 
 
+async def bring(
+    request: Request,
+    sender: Sender,
+    device_id: UUID | None,
+    addressed: Addressed,
+    written: PayloadFormat,
+) -> list[tuple[Source, Decoded]]:
+    """Return the points with their devices. A device speaks for itself, a user names his tenant's."""
+    if sender.source is not None:
+        if device_id not in (None, sender.source.device_id):
+            raise Invalid(
+                "a device's token is for its own telemetry",
+                errors=[FieldError("?device_id", "a device speaks for itself alone")],
+            )
+        request.app.state.reception.met(sender.source, Protocol.HTTP, written)
+        return await own(sender.source, addressed)
+    assert sender.user is not None
+    return await of_tenant(request.app.state.sources, sender.user.tenant_id, device_id, addressed)
+
+
 def _check_media_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMedia("telemetry is sent as application/json")
+    if format_of(request.headers.get("content-type", "")) is not PayloadFormat.JSON:
+        raise UnsupportedMedia("a corrected payload is sent as application/json")
+
+
+def _of_one(read: Read) -> ReadAddressed:
+    def read_addressed(payload: bytes, received_at: datetime, window: Window) -> Addressed:
+        return {None: read(payload, received_at, window)}
+
+    return read_addressed
+
+
+def _read_json(payload: bytes, received_at: datetime, window: Window) -> Addressed:
+    """Read JSON more strictly than a device's over MQTT, since a client can be told what is wrong."""
+    parsed = parse_json(payload)
+    with suppress(Invalid):
+        # Keys that stand twice, and too many levels, spoil the whole; single values are judged below.
+        check_json(payload)
+    readings = parsed if isinstance(parsed, list) else [parsed]
+    _check_shape(readings, isinstance(parsed, list))
+    lines = Lines(received_at)
+    for index, reading in enumerate(readings):
+        named = reading.pop("device_id", None)
+        add_reading(lines.of(named), index, reading, window)
+        lines.end(named, index)
+    return lines.addressed
+
+
+_READERS: Mapping[PayloadFormat, ReadAddressed] = {**ADDRESSED, PayloadFormat.JSON: _read_json}
+"""The readers of forms whose readings may be of several devices; JSON is read more strictly here."""
 
 
 def _check_shape(readings: list[Any], is_list: bool) -> None:
@@ -247,49 +339,17 @@ def _check_shape(readings: list[Any], is_list: bool) -> None:
             errors.append(FieldError(at, "a reading is an object"))
             continue
         errors += [
-            FieldError(f"{at}/{name}" if is_list else f"#/{name}", "unknown field")
-            for name in reading.keys() - {"ts", "values", "device_id"}
+            FieldError(f"{at}/{name}", "unknown field") for name in reading.keys() - _READING_FIELDS
         ]
         if not isinstance(reading.get("values"), dict):
-            pointer = f"{at}/values" if is_list else "#/values"
-            errors.append(FieldError(pointer, "an object of metrics is required"))
+            errors.append(FieldError(f"{at}/values", "an object of metrics is required"))
+        fault = fault_beside(reading)
+        if fault is not None:
+            errors.append(FieldError(f"{at}/{fault[0]}", fault[2]))
+        if not isinstance(reading.get("device_id"), str | None):
+            errors.append(FieldError(f"{at}/device_id", "the id of a device is a text"))
     if errors:
         raise Invalid("the readings are not of the form {ts?, values}", errors=errors[:20])
-
-
-async def _sources(
-    request: Request, sender: Sender, readings: list[dict[str, Any]]
-) -> dict[UUID, tuple[Source, list[int]]]:
-    """Group the readings by device. A device speaks for itself, a user names his tenant's."""
-    grouped: dict[UUID, tuple[Source, list[int]]] = {}
-    if sender.source is not None:
-        named = [
-            FieldError(f"#/{index}/device_id", "a device speaks for itself alone")
-            for index, reading in enumerate(readings)
-            if reading.get("device_id") not in (None, str(sender.source.device_id))
-        ]
-        if named:
-            raise Invalid("a device's token is for its own telemetry", errors=named[:20])
-        grouped[sender.source.device_id] = (sender.source, list(range(len(readings))))
-        return grouped
-    assert sender.user is not None
-    for index, reading in enumerate(readings):
-        try:
-            device_id = UUID(reading.get("device_id", ""))
-        except (ValueError, TypeError, AttributeError):
-            raise Invalid(
-                "a user names the device",
-                errors=[FieldError(f"#/{index}/device_id", "the id of a device is required")],
-            ) from None
-        if device_id not in grouped:
-            source = await request.app.state.sources.of_tenant(sender.user.tenant_id, device_id)
-            grouped[device_id] = (source, [])
-        grouped[device_id][1].append(index)
-    return grouped
-
-
-def _count_accepted(decoded: Decoded, refusals: list[Refusal]) -> int:
-    return len(decoded.points) - sum(r.reason == "type_changed" for r in refusals)
 
 
 @router.get("/quarantine", responses=problems(Malformed))

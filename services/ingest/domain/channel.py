@@ -9,3 +9,7 @@ class Channel(StrEnum):
     TELEMETRY = "telemetry"
     STATUS = "status"
     ALERTS = "alerts"
+    ATTRIBUTES = "attributes"
+    """What the device says of itself that is no time series: firmware, serial number."""
+    REPLIES = "replies"
+    """What became of a command that was sent to the device."""

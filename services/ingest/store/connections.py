@@ -59,7 +59,7 @@ _NOTED = text(
     """
     SELECT d.tenant_id, d.id, d.status, d.status_reason, d.status_at, d.endpoint_id, d.connected_at
     FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[])) AS w(tenant_id, id)
-    JOIN ingest.devices d ON d.tenant_id = w.tenant_id AND d.id = w.id
+    JOIN ingest.devices d ON d.tenant_id = w.tenant_id AND d.id = w.id AND d.deleted_at IS NULL
     ORDER BY d.tenant_id, d.id FOR NO KEY UPDATE OF d
     """
 )

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid5
 
 import asyncpg
+import numpy as np
 
 from libs.common.bus.outcome import is_transient
 from libs.common.errors import Unavailable
@@ -27,6 +28,7 @@ from libs.common.historian.writer import (
     write_points,
     write_texts,
 )
+from services.ingest.store.ledger import by_hour, write_down
 
 SUBSCRIPTION = "ingest.writer"
 
@@ -151,23 +153,46 @@ class Landing:
                     fresh = {row["event_id"] for row in claimed}
                     landed.replayed = len(batches) - len(claimed)
                     batches = [batch for batch in batches if batch.id in fresh]
-                _add(landed, await write_points(connection, Columns.of(batches)))
-                _add(landed, await write_texts(connection, [t for b in batches for t in b.texts]))
-                refused = [
-                    (batch.id, batch.at, number, refused)
-                    for batch in batches
-                    for number, refused in enumerate(batch.refused)
-                ]
-                if landed.rejected:
-                    refused += await _describe(connection, batches[0], landed.rejected)
-                if refused:
-                    columns = _quarantine_columns(refused)
-                    await connection.execute(_QUARANTINE, *columns)
-                    landed.quarantined = len(refused)
-                    landed.displaced = await connection.fetchval(
-                        _TRIM, columns[0], self._quota.rows, self._quota.payload_bytes
-                    )
+                for hour, received in by_hour(batches).items():
+                    await self._land_hour(connection, hour, received, landed)
         return landed
+
+    async def _land_hour(
+        self,
+        connection: Connection,
+        hour: datetime,
+        batches: Sequence[TelemetryReceived],
+        landed: Landed,
+    ) -> None:
+        """Store what was received within one hour, and write down what became of it."""
+        columns = Columns.of(batches)
+        texts = [text for batch in batches for text in batch.texts]
+        points = await write_points(connection, columns)
+        others = await write_texts(connection, texts)
+        _add(landed, points)
+        _add(landed, others)
+        refused = [
+            (batch.id, batch.at, number, refused)
+            for batch in batches
+            for number, refused in enumerate(batch.refused)
+        ]
+        rejected = [*points.rejected, *others.rejected]
+        if rejected:
+            refused += await _describe(connection, batches[0], rejected)
+        if refused:
+            quarantined = _quarantine_columns(refused)
+            await connection.execute(_QUARANTINE, *quarantined)
+            landed.quarantined += len(refused)
+            landed.displaced += await connection.fetchval(
+                _TRIM, quarantined[0], self._quota.rows, self._quota.payload_bytes
+            )
+        await write_down(
+            connection,
+            hour,
+            [(columns.series, points), (np.array([t.series for t in texts], np.int32), others)],
+            [r for _, _, _, r in refused],
+            [gap for batch in batches for gap in batch.gaps],
+        )
 
 
 async def _keep(connection: Connection) -> None:

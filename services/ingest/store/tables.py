@@ -1,9 +1,11 @@
 """Ingest's tables, as its migrations made them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import LargeBinary
+from sqlalchemy import Identity, LargeBinary, Text, Uuid
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from libs.common.db.tables import Row, TenantOwned, schema_metadata
@@ -31,16 +33,136 @@ class DeviceRow(TenantOwned, IngestRow):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     version: Mapped[int]
+    serial: Mapped[str | None]
+    profile_id: Mapped[UUID | None]
+    group_id: Mapped[UUID | None]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    is_claimed: Mapped[bool]
+    provisioned_by: Mapped[UUID | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class CredentialRow(TenantOwned, IngestRow):
-    """What is kept of a device's token."""
+    """What is kept of a device's credential."""
 
     __tablename__ = "credentials"
 
     device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    identity: Mapped[str | None]
+    sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
+class GatewayRow(TenantOwned, IngestRow):
+    """A device that may speak for others."""
+
+    __tablename__ = "gateways"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    registers: Mapped[str | None]
+    most: Mapped[int]
+    changed_at: Mapped[datetime]
+
+
+class GatewayDeviceRow(TenantOwned, IngestRow):
+    """A device behind a gateway, and what that calls it."""
+
+    __tablename__ = "gateway_devices"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    gateway_id: Mapped[UUID]
+    name: Mapped[str]
+
+
+class ContactRow(TenantOwned, IngestRow):
+    """What was last heard of a device."""
+
+    __tablename__ = "contacts"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    seen_at: Mapped[datetime]
+    protocol: Mapped[str | None]
+    payload_format: Mapped[str | None]
+
+
+class ProfileRow(TenantOwned, IngestRow):
+    """What devices of one type have in common."""
+
+    __tablename__ = "device_profiles"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    description: Mapped[str]
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    protocol: Mapped[str | None]
+    payload_format: Mapped[str | None]
+    fields: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    offline_after: Mapped[timedelta | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class GroupRow(TenantOwned, IngestRow):
+    """A group of devices; `path` leads from the root down to it."""
+
+    __tablename__ = "device_groups"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    parent_id: Mapped[UUID | None]
+    name: Mapped[str]
+    kind: Mapped[str]
+    path: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class AttributesRow(TenantOwned, IngestRow):
+    """A device's attributes of one scope."""
+
+    __tablename__ = "device_attributes"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    attributes: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    updated_at: Mapped[datetime]
+
+
+class ClaimRow(TenantOwned, IngestRow):
+    """The token by which a device may be claimed."""
+
+    __tablename__ = "claims"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
     token_hash: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class ProvisioningKeyRow(TenantOwned, IngestRow):
+    """A key by which devices register themselves."""
+
+    __tablename__ = "provisioning_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    device_type: Mapped[str]
+    profile_id: Mapped[UUID | None]
+    group_id: Mapped[UUID | None]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    is_enabled: Mapped[bool]
+    expires_at: Mapped[datetime | None]
+    max_devices: Mapped[int | None]
+    devices: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    version: Mapped[int]
 
 
 class QuarantineRow(TenantOwned, IngestRow):
@@ -78,3 +200,57 @@ class TenantRow(IngestRow):
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
     status: Mapped[str]
     said_at: Mapped[datetime]
+
+
+class CommandRow(TenantOwned, IngestRow):
+    """A command to a device."""
+
+    __tablename__ = "commands"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    device_id: Mapped[UUID]
+    name: Mapped[str]
+    params: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    two_way: Mapped[bool]
+    timeout: Mapped[timedelta]
+    status: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+    """When it was first sent."""
+    tried_at: Mapped[datetime | None]
+    """When it was last sent."""
+    acknowledged_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    """When it ends by itself: it expires, or its answer is overdue. None when it is done."""
+    attempts: Mapped[int]
+    result: Mapped[Any] = mapped_column(JSONB(none_as_null=True))
+    error: Mapped[str | None]
+
+
+class CommandStepRow(TenantOwned, IngestRow):
+    """What happened to a command."""
+
+    __tablename__ = "command_steps"
+
+    command_id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    at: Mapped[datetime]
+    status: Mapped[str]
+    detail: Mapped[str]
+
+
+class LedgerRow(TenantOwned, IngestRow):
+    """What was received of a device within one hour, counted."""
+
+    __tablename__ = "ledger"
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    accepted: Mapped[int]
+    duplicates: Mapped[int]
+    quarantined: Mapped[int]
+    gaps: Mapped[int]
+    missing: Mapped[int]

@@ -1,16 +1,16 @@
 """Who is online: what an endpoint sees, noted behind its back, and what is left of one that died."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import structlog
 
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
-from libs.common.events.ingest import DeviceStatusChanged
+from libs.common.events.ingest import DevicesTakenOver, DeviceStatusChanged
 from libs.common.jobs import Ticker
 from services.ingest.domain.device import Source, Status
 from services.ingest.domain.presence import Noted, Seen, after
@@ -53,6 +53,8 @@ class Presence:
         self._writer: asyncio.Task[None] | None = None
         self._ticker = Ticker("ingest.presence", lease / RENEWALS, self.look_around)
         self._stopping = False
+        self.on_taken_over: list[Callable[[UUID], None]] = []
+        """Called with a device's id when it has a newer connection to another process."""
 
     def came(self, source: Source, reason: str) -> None:
         """Remember that a device connected here."""
@@ -67,6 +69,16 @@ class Presence:
         if came is not None:
             now = self._clock.now()
             self._note(replace(came, status=Status.OFFLINE, reason=reason, at=now))
+
+    def taken_over(self, endpoint_id: UUID, connected: Mapping[UUID, datetime]) -> None:
+        """Hear that devices connected to an endpoint: older connections of theirs here are over."""
+        if endpoint_id == self._endpoint_id:
+            return
+        for device_id, connected_at in connected.items():
+            here = self._here.get(device_id)
+            if here is not None and here.connected_at < connected_at:
+                for call in self.on_taken_over:
+                    call(device_id)
 
     def start(self) -> None:
         """Take a lease, and begin to write."""
@@ -216,6 +228,7 @@ async def _note_all(
 ) -> None:
     """Note what was seen of the devices that there are, and say what is new."""
     changed = {}
+    taken_over: dict[UUID, dict[UUID, datetime]] = {}
     for key, word in seen.items():
         was = noted.get(key)
         if was is None:
@@ -224,6 +237,8 @@ async def _note_all(
         if now == was:
             continue
         changed[key] = now
+        if was.endpoint_id not in (None, endpoint_id) and now.endpoint_id == endpoint_id:
+            taken_over.setdefault(word.tenant_id, {})[word.device_id] = word.connected_at
         if (now.status, now.reason) != (was.status, was.reason):
             noting.emit(
                 DeviceStatusChanged(
@@ -234,5 +249,14 @@ async def _note_all(
                     reason=now.reason,
                 )
             )
+    for tenant_id, connected in taken_over.items():
+        noting.emit(
+            DevicesTakenOver(
+                tenant_id=tenant_id,
+                at=max(connected.values()),
+                endpoint_id=endpoint_id,
+                connected=connected,
+            )
+        )
     if changed:
         await noting.save(changed)

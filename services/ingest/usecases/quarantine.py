@@ -8,6 +8,7 @@ from uuid import UUID
 from libs.common.db.transactions import Transactions
 from libs.common.errors import Conflict, FieldError, Invalid, NotFound
 from services.ingest.domain.channel import Channel
+from services.ingest.domain.formats import FORMATS, sniff
 from services.ingest.domain.payload import Decoded, Refusal, Window, decode
 from services.ingest.domain.quarantined import Quarantined
 from services.ingest.store.store import IngestStore
@@ -66,7 +67,8 @@ class Replays:
         except NotFound as error:
             raise _removed(entry) from error
         window = Window.around(now, past=self._past, ahead=self._ahead)
-        decoded = decode(payload, entry.received_at, window)
+        decoded = _read(payload, entry.received_at, window)
+        self._intake.fit(source, decoded)
         _check(decoded, [*decoded.refused, *self._intake.misfits(source, decoded)])
         if not self._intake.knows(source, decoded.points):
             await self._intake.register(source, decoded)
@@ -87,6 +89,11 @@ class Replays:
             except NotFound as error:
                 raise _removed(entry) from error
             await take_report(store, entry.device_id, entry.channel, payload, at=entry.received_at)
+
+
+def _read(payload: bytes, received_at: datetime, window: Window) -> Decoded:
+    """Read an entry in the form it was written in, or JSON: parts are kept as readings in JSON."""
+    return FORMATS.get(sniff(payload), decode)(payload, received_at, window)
 
 
 def _check(decoded: Decoded, refusals: Sequence[Refusal]) -> None:

@@ -8,8 +8,10 @@ only then may the device be acknowledged.
 
 import asyncio
 import contextlib
+import json
+import math
 from array import array
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -20,11 +22,22 @@ import structlog
 from libs.common.clock import Clock
 from libs.common.errors import Unavailable
 from libs.common.events.base import Message
-from libs.common.events.ingest import Refused, TelemetryReceived, Text
+from libs.common.events.ingest import Gap, Refused, TelemetryReceived, Text
 from libs.common.historian.point import Kind, Quality
+from services.ingest.domain import declared
 from services.ingest.domain.channel import Channel
+from services.ingest.domain.declared import is_outside, of_kind, point_as_reading
 from services.ingest.domain.device import Series, Source
-from services.ingest.domain.payload import Decoded, Point, Refusal, as_us
+from services.ingest.domain.ledger import missing_before, newest
+from services.ingest.domain.payload import BAD_NAME, Decoded, Point, Refusal, as_us, show
+from services.ingest.domain.profile import MetricDeclaration
+from services.ingest.domain.units import (
+    UnitMismatch,
+    UnknownUnit,
+    converter,
+    is_known,
+    is_ready,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -42,15 +55,20 @@ LARGEST_BATCH_POINTS = 20_000
 MOST_ENTRIES = 20
 """With more refusals than this in one message, those of one reason share an entry."""
 LONGEST_DETAIL = 500
+MOST_UNITS = 64
+"""Different units in one message. To look one up takes a millisecond."""
+_NO_RANGES: Mapping[str, MetricDeclaration] = {}
 
 
 class SeriesRegistry(Protocol):
     """Finds or makes a device's series."""
 
-    async def register(self, source: Source, kinds: dict[str, Kind], most: int) -> None:
+    async def register(
+        self, source: Source, kinds: dict[str, Kind], units: dict[str, str], most: int
+    ) -> None:
         """Add the series of these metrics to `source.series`, as long as there are fewer than `most`.
 
-        Raises Unavailable, or what is transient.
+        A series that has no unit yet, new or old, gets the one in `units`. Raises Unavailable, or what is transient.
         """
         ...
 
@@ -80,12 +98,13 @@ class _Batch:
     quality: bytearray = field(default_factory=bytearray)
     texts: list[Text] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     points: int = 0
     """How large it is, counted in points."""
 
     def is_empty(self) -> bool:
-        return not (self.quality or self.texts or self.refused)
+        return not (self.quality or self.texts or self.refused or self.gaps)
 
 
 class Intake:
@@ -138,22 +157,37 @@ class Intake:
             task.cancel()
         await asyncio.gather(self._flusher, return_exceptions=True)
 
-    def knows(self, source: Source, points: Sequence[Point]) -> bool:
-        """Whether every point's series is known, so that `add` may be called without `register`."""
+    @staticmethod
+    def fit(source: Source, decoded: Decoded) -> None:
+        """Make of what the device wrote what its profile declares, before anything else is asked."""
+        if source.profile is not None:
+            declared.fit(source.profile, decoded)
+
+    @staticmethod
+    def knows(source: Source, points: Sequence[Point]) -> bool:
+        """Whether all is known that `add` needs, so that it may be called without `register`."""
         series = source.series
-        for point in points:  # noqa: SIM110 - a generator costs more than all the look-ups
-            if point.metric not in series:
+        for metric, _, _, _, _, unit in points:
+            held = series.get(metric)
+            if held is None or (unit is not None and not _is_settled(unit, held)):
                 return False
         return True
 
     async def register(self, source: Source, decoded: Decoded) -> None:
-        """Make known the series that the points lack; refuse those beyond the device's limit.
+        """Make known the series and units that the points lack; refuse those beyond the device's
+        limit, and new metrics whose name cannot be shown or whose unit nobody knows.
 
         Raises Unavailable, or what is transient: then nothing was taken.
         """
+        _refuse_many_units(decoded)
+        if any(point.unit is not None for point in decoded.points):
+            # The first look at a unit takes long.
+            await asyncio.to_thread(_look_at_units, source, list(decoded.points))
+        _refuse_strange(source, decoded)
         new = {p.metric: p.kind for p in decoded.points if p.metric not in source.series}
-        if new:
-            await self._registry.register(source, new, self._limits.most_metrics)
+        learnt = _units_learnt(source, decoded.points)
+        if new or learnt:
+            await self._registry.register(source, new, learnt, self._limits.most_metrics)
         over = new.keys() - source.series.keys()
         if over:
             detail = f"a device has at most {self._limits.most_metrics} metrics"
@@ -163,7 +197,7 @@ class Intake:
                     point.metric,
                     "too_many_metrics",
                     detail,
-                    _as_reading(point),
+                    point_as_reading(point),
                 )
                 for position, point in enumerate(decoded.points)
                 if point.metric in over
@@ -181,40 +215,63 @@ class Intake:
         known = source.series
         tenant = source.tenant
         refusals = list(decoded.refused)
-        for position, (metric, ts, kind, value) in enumerate(decoded.points):
+        ranges = source.profile.metrics if source.profile is not None else _NO_RANGES
+        for position, (metric, ts, kind, value, quality, unit) in enumerate(decoded.points):
             series = known[metric]
-            if series.kind != kind:
-                refusals.append(_other_kind(decoded, position, series))
-            elif kind is Kind.TEXT:
-                batch.texts.append(Text(tenant, series.id, ts, str(value), Quality.GOOD))
+            if (
+                series.kind != kind
+                or (unit is not None and unit != series.unit)
+                or (ranges and metric in ranges)
+            ):
+                settled = _settled(decoded, position, series, ranges.get(metric))
+                if isinstance(settled, Refusal):
+                    refusals.append(settled)
+                    continue
+                decoded.points[position] = settled
+                _, _, kind, value, quality, _ = settled  # noqa: PLW2901 - it takes the written one's place
+            if kind is Kind.TEXT:
+                if not _is_utf8(str(value)):
+                    detail = f"{metric} is a text that is no UTF-8"
+                    refusals.append(_refusal(decoded, position, "bad_text", detail))
+                    continue
+                batch.texts.append(Text(tenant, series.id, ts, str(value), quality))
                 size += len(str(value)) // POINT_BYTES
             else:
                 batch.tenants.append(tenant)
                 batch.series.append(series.id)
                 batch.ts.append(ts)
                 batch.values.append(value)  # type: ignore[arg-type]  # a float, unless it is a TEXT
-                batch.quality.append(Quality.GOOD)
+                batch.quality.append(quality)
         if refusals:
             self.refused_points += len(refusals)
-            for refusal in _gathered(refusals, decoded.received_at):
+            for refusal, points in _gathered(refusals, decoded.received_at):
                 size += self._refuse(
                     batch,
                     source,
                     refusal,
-                    msgspec.json.encode(refusal.part),
+                    _as_json(refusal.part),
                     # As it would have been stored: each reading 1 µs after the one before.
                     received_at=decoded.received_at + refusal.index,
+                    points=points,
                 )
+        if decoded.gaps or decoded.seq is not None:
+            _count_missing(batch, source, decoded)
+        if source.watch is not None:
+            source.watch(decoded.points)
         self.accepted_points += len(decoded.points)
         self._note_taken(source.shard, batch, size, done)
         return refusals
 
-    def misfits(self, source: Source, decoded: Decoded) -> list[Refusal]:
-        """Return the points that `add` would refuse: their kind is not their series' own."""
+    @staticmethod
+    def misfits(source: Source, decoded: Decoded) -> list[Refusal]:
+        """Return the points that `add` would refuse, of those whose series are known: their kind or
+        their unit is none of their series'.
+        """
         return [
-            _other_kind(decoded, position, series)
+            settled
             for position, point in enumerate(decoded.points)
-            if (series := source.series.get(point.metric)) is not None and series.kind != point.kind
+            if (series := source.series.get(point.metric)) is not None
+            and isinstance(settled := _settled(decoded, position, series, None), Refusal)
         ]
 
     def refuse_message(
@@ -250,6 +307,7 @@ class Intake:
         *,
         received_at: int,
         channel: Channel = Channel.TELEMETRY,
+        points: int = 1,
     ) -> int:
         """Add an entry for the quarantine; return how many points' room it takes."""
         most = self._limits.most_refused_bytes
@@ -259,12 +317,13 @@ class Intake:
                 source.tenant_id,
                 source.device_id,
                 refusal.reason,
-                refusal.detail[:LONGEST_DETAIL],
-                refusal.metric,
+                _as_utf8(refusal.detail[:LONGEST_DETAIL]),
+                None if refusal.metric is None else _as_utf8(refusal.metric),
                 kept,
                 channel=channel.value,
                 received_at=received_at,
                 cut_from=len(payload) if len(payload) > most else None,
+                points=points,
             )
         )
         return 1 + len(kept) // POINT_BYTES
@@ -347,6 +406,7 @@ async def accept(
     """
     if intake.is_full:
         raise Unavailable("too much is under way; send again shortly", retry_after_s=1)
+    intake.fit(source, decoded)
     if not intake.knows(source, decoded.points):
         await intake.register(source, decoded)
     durable = asyncio.get_running_loop().create_future()
@@ -372,26 +432,61 @@ def _call_all(callbacks: Sequence[Callable[[], None]]) -> None:
             log.exception("a callback of the intake failed")
 
 
-def _gathered(refusals: Sequence[Refusal], received_at: int) -> Sequence[Refusal]:
-    """Return the entries for one message's refusals: if there are many, one for each reason.
+def _count_missing(batch: _Batch, source: Source, decoded: Decoded) -> None:
+    """Note what the device's counter says is missing, within the message and before it."""
+    missing = decoded.gaps
+    if decoded.first_seq is not None and decoded.seq is not None:
+        missing += missing_before(decoded.first_seq, source.last_seq)
+        source.last_seq = newest(decoded.seq, source.last_seq)
+    if missing:
+        batch.gaps.append(Gap(source.tenant_id, source.device_id, missing))
+
+
+def _gathered(refusals: Sequence[Refusal], received_at: int) -> Sequence[tuple[Refusal, int]]:
+    """Return the entries for one message's refusals, and how many points each stands for.
+
+    If there are many, there is one for each reason.
 
     What shares an entry keeps its own time: a reading without a `ts` gets the one it would have had.
     """
     if len(refusals) <= MOST_ENTRIES:
-        return refusals
+        return [(refusal, 1) for refusal in refusals]
     alike: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         alike.setdefault(refusal.reason, []).append(refusal)
     return [
-        Refusal(
-            group[0].index,
-            None,
-            reason,
-            f"{len(group)} in one message, the first: {group[0].detail}",
-            [_dated(refusal.part, received_at + refusal.index) for refusal in group],
+        (
+            Refusal(
+                group[0].index,
+                None,
+                reason,
+                f"{len(group)} in one message, the first: {group[0].detail}",
+                [_dated(refusal.part, received_at + refusal.index) for refusal in group],
+            ),
+            len(group),
         )
         for reason, group in alike.items()
     ]
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can leave: one that cannot would keep all others of its batch here, for ever."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _as_json(part: object) -> bytes:
+    try:
+        return msgspec.json.encode(part)
+    except UnicodeEncodeError:
+        return json.dumps(part).encode()  # which writes it as \udcff
 
 
 def _dated(part: object, ts: int) -> object:
@@ -411,21 +506,154 @@ def _close(batch: _Batch, shard: int, at: datetime) -> TelemetryReceived:
         quality=bytes(batch.quality),
         texts=batch.texts,
         refused=batch.refused,
+        gaps=batch.gaps,
     )
 
 
-def _other_kind(decoded: Decoded, position: int, series: Series) -> Refusal:
+def _settled(
+    decoded: Decoded, position: int, series: Series, declaration: MetricDeclaration | None
+) -> Point | Refusal:
+    """Return a point as its series holds it, or why it does not: its kind, its unit, its range."""
+    written = decoded.points[position]
+    point = of_kind(written, Kind(series.kind))
+    if point is None:
+        was, now = Kind(series.kind).name.lower(), written.kind.name.lower()
+        detail = f"{written.metric} holds values of type {was}, this is {now}"
+        return _refusal(decoded, position, "type_changed", detail)
+    if point.kind is not Kind.NUMBER:
+        return point
+    value = float(point.value)
+    if point.unit is not None and point.unit != series.unit:
+        try:
+            value = _converted(value, point.unit, series.unit)
+        except UnknownUnit as error:
+            return _refusal(decoded, position, "unknown_unit", str(error))
+        except UnitMismatch as error:
+            return _refusal(decoded, position, "unit_mismatch", str(error))
+        if math.isfinite(point.value) and not math.isfinite(value):  # type: ignore[arg-type]  # a NUMBER
+            detail = f"there is no such value in {series.unit}"
+            return _refusal(decoded, position, "not_a_number", detail)
+        point = point._replace(value=value, unit=series.unit)
+    if (
+        declaration is not None
+        and point.quality is Quality.GOOD
+        and is_outside(_in_declared_unit(value, series, declaration), declaration)
+    ):
+        point = point._replace(quality=Quality.UNCERTAIN)
+    return point
+
+
+def _converted(value: float, written: str, wanted: str | None) -> float:
+    convert = converter(written, wanted)
+    if convert is None:
+        return value
+    try:
+        return convert(value)
+    except (ValueError, ArithmeticError):
+        return math.nan
+
+
+def _in_declared_unit(value: float, series: Series, declaration: MetricDeclaration) -> float:
+    if declaration.unit is None or series.unit is None or declaration.unit == series.unit:
+        return value
+    try:
+        return _converted(value, series.unit, declaration.unit)
+    except (UnknownUnit, UnitMismatch):
+        # The series is older than the profile, and measures something else: no range holds for it.
+        return math.nan
+
+
+def _is_settled(unit: str, held: Series) -> bool:
+    """Whether a value in this unit can be taken into the series at once."""
+    if unit == held.unit or held.kind != Kind.NUMBER:
+        return True
+    return is_ready(unit, held.unit) and (held.unit is not None or not is_known(unit))
+
+
+def _look_at_units(source: Source, points: Sequence[Point]) -> None:
+    for point in points:
+        if point.unit is None or point.kind is not Kind.NUMBER:
+            continue
+        for wanted in (None, _wanted_unit(source, point)):
+            with contextlib.suppress(UnknownUnit, UnitMismatch):
+                converter(point.unit, wanted)
+
+
+def _wanted_unit(source: Source, point: Point) -> str | None:
+    """Return the unit that a point's series has, or is to have if there is any but the point's own."""
+    held = source.series.get(point.metric)
+    if held is not None and held.unit is not None:
+        return held.unit
+    declaration = source.profile.metrics.get(point.metric) if source.profile is not None else None
+    return None if declaration is None else declaration.unit
+
+
+def _refuse_many_units(decoded: Decoded) -> None:
+    """Refuse the points in units beyond those that one message may have."""
+    units = dict.fromkeys(point.unit for point in decoded.points if point.unit is not None)
+    if len(units) > MOST_UNITS:
+        over = set(list(units)[MOST_UNITS:])
+        detail = f"at most {MOST_UNITS} different units in one message"
+        _refuse_all(decoded, "unknown_unit", detail, [p.unit in over for p in decoded.points])
+
+
+def _refuse_strange(source: Source, decoded: Decoded) -> None:
+    """Refuse new metrics with a name that cannot be shown, or in a unit that nobody knows: no series
+    is made for them.
+    """
+    new = [point.metric not in source.series for point in decoded.points]
+    if not any(new):
+        return
+    strange = [
+        is_new and not point.metric.isprintable()
+        for is_new, point in zip(new, decoded.points, strict=True)
+    ]
+    _refuse_all(decoded, "bad_metric_name", BAD_NAME, strange)
+    for unit in {point.unit for point in decoded.points if point.unit is not None}:
+        if not is_known(unit):
+            detail = f"no unit is called {show(unit)}"
+            _refuse_all(
+                decoded,
+                "unknown_unit",
+                detail,
+                [
+                    point.unit == unit
+                    and point.kind is Kind.NUMBER
+                    and point.metric not in source.series
+                    for point in decoded.points
+                ],
+            )
+
+
+def _refuse_all(decoded: Decoded, reason: str, detail: str, refused: Sequence[bool]) -> None:
+    """Refuse the points at whose position stands True."""
+    if any(refused):
+        decoded.refused += [
+            _refusal(decoded, position, reason, detail)
+            for position, is_refused in enumerate(refused)
+            if is_refused
+        ]
+        decoded.keep([not is_refused for is_refused in refused])
+
+
+def _units_learnt(source: Source, points: Sequence[Point]) -> dict[str, str]:
+    """Return the units of series that have none yet: the profile's, else the first that is named."""
+    learnt: dict[str, str] = {}
+    for point in points:
+        held = source.series.get(point.metric)
+        if (
+            point.unit is not None
+            and point.metric not in learnt
+            and point.kind is Kind.NUMBER
+            and (held is None or (held.unit is None and held.kind == Kind.NUMBER))
+            and is_known(point.unit)
+        ):
+            learnt[point.metric] = _wanted_unit(source, point) or point.unit
+    return learnt
+
+
+def _refusal(decoded: Decoded, position: int, reason: str, detail: str) -> Refusal:
     point = decoded.points[position]
-    was, now = Kind(series.kind).name.lower(), point.kind.name.lower()
     return Refusal(
-        decoded.reading_of(position),
-        point.metric,
-        "type_changed",
-        f"{point.metric} holds values of type {was}, this is {now}",
-        _as_reading(point),
+        decoded.reading_of(position), point.metric, reason, show(detail), point_as_reading(point)
     )
-
-
-def _as_reading(point: Point) -> dict[str, object]:
-    value = bool(point.value) if point.kind is Kind.BOOL else point.value
-    return {"ts": point.ts / 1000, "values": {point.metric: value}}

@@ -16,7 +16,7 @@ SERVERS = ("postgres", "rabbitmq", "redis")
 PROCESSES = (*SERVICES, "ingest-writer")
 CONTAINERS = (*SERVERS, "migrate", *PROCESSES)
 
-PUBLISHED = {"gateway": [8000], "ingest": [1883]}
+PUBLISHED = {"gateway": [8000], "ingest": [1883, 5683, 4840]}
 """The only doors of the installation: people and devices."""
 
 SECRETS_OF_SERVERS = {
@@ -212,10 +212,52 @@ def test_the_example_uncommented_reaches_the_services_unharmed(
 
 def test_mqtt_over_tls_is_one_more_file(tmp_path: Path) -> None:
     ingest = composed(tmp_path, "deploy/compose.mqtt-tls.yml")["services"]["ingest"]
-    assert [port["target"] for port in ingest["ports"]] == [1883, 8883]
+    assert [port["target"] for port in ingest["ports"]] == [1883, 5683, 4840, 8883]
     targets = {f"/run/secrets/{Path(s['source']).name}" for s in ingest["secrets"]}
     assert ingest["environment"]["INGEST_MQTT_TLS_CERTIFICATE"] in targets
     assert ingest["environment"]["INGEST_MQTT_TLS_KEY"] in targets
+
+
+def test_amqp_for_devices_is_one_more_file(tmp_path: Path) -> None:
+    """A broker apart from the bus, confined as all are; who devices are it asks ingest."""
+    base = composed(tmp_path)["services"]
+    services = composed(tmp_path, "deploy/compose.amqp.yml")["services"]
+    broker, bus = services["rabbitmq-devices"], base["rabbitmq"]
+    assert [port["target"] for port in broker["ports"]] == [5672], "the management API is ours"
+    assert set(broker["networks"]) == {"inside", "outside"}
+    own = {"configs", "hostname", "networks", "ports", "secrets", "volumes"}
+    assert {name: broker[name] for name in broker.keys() - own} == {
+        name: bus[name] for name in bus.keys() - own
+    }
+    assert {Path(config["target"]).name for config in broker["configs"]} == {
+        "20-iiot.conf",
+        "enabled_plugins",
+    }
+    changed = {name for name in services if services[name] != base.get(name)}
+    assert changed == {"rabbitmq-devices", "ingest"}
+
+
+def test_the_devices_broker_and_ingest_hold_the_same_secrets(tmp_path: Path) -> None:
+    overlaid = composed(tmp_path, "deploy/compose.amqp.yml")
+    write_secrets(tmp_path / "secrets")
+    said = {
+        container: {
+            target: (tmp_path / "secrets" / file).read_text()
+            for target, file in secrets_of(overlaid, container).items()
+        }
+        for container in ("rabbitmq-devices", "ingest")
+    }
+    broker, ingest = said["rabbitmq-devices"], said["ingest"]
+    assert set(broker) == {"rabbitmq_devices_definitions.json", "30-auth.conf"}
+    key = ingest["ingest_amqp_auth_key"]
+    asked = re.findall(r"(?m)^auth_http\.(\w+)_path = (.+)$", broker["30-auth.conf"])
+    assert dict(asked) == {
+        what: f"http://ingest:8000/internal/broker/{what}?key={key}"
+        for what in ("user", "vhost", "resource", "topic")
+    }
+    user = json.loads(broker["rabbitmq_devices_definitions.json"])["users"][0]["name"]
+    for name in ("ingest_amqp_url", "ingest_amqp_management_url"):
+        assert re.fullmatch(rf"\w+://{user}:\w+@rabbitmq-devices:\d+(/devices)?", ingest[name])
 
 
 def _environment(composition: Composition) -> Iterator[tuple[str, str, str]]:

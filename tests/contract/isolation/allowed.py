@@ -56,6 +56,7 @@ OPEN_TABLES: dict[str, str] = {
     "rules.shards": "which worker evaluates which shard, of no tenant",
     "ml.shards": "which worker scores which shard, of no tenant",
     "ingest.endpoints": "which processes devices connect to, of no tenant",
+    "ingest.ledger_log": "counts of all tenants' points: the writer can only insert, the engine adds them up",
 }
 """Tables without a tenant's policy. All others must have it."""
 
@@ -133,7 +134,12 @@ DEFINERS: dict[str, Definer] = {
     "historian.describe_series(integer[])": Definer(
         LOOKUP,
         _callers(
-            "rules_engine", "ml_engine", "analytics_engine", "gateway_engine", HISTORIAN_WRITER
+            "rules_engine",
+            "ml_engine",
+            "analytics_engine",
+            "gateway_engine",
+            "ingest_engine",
+            HISTORIAN_WRITER,
         ),
         "workers on batches of many tenants; no service calls it for a tenant",
     ),
@@ -149,10 +155,26 @@ DEFINERS: dict[str, Definer] = {
     "ingest.device_of_token(bytea)": Definer(
         LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is the secret"
     ),
+    "ingest.tenant_of_device(uuid)": Definer(
+        LOOKUP,
+        _callers("ingest_engine"),
+        "a broker vouches for the device and says no tenant; no service hands the answer out",
+    ),
     "ingest.trim_quarantine(uuid,integer,bigint)": Definer(
         OWNER,
         _callers(HISTORIAN_WRITER),
         "deletes the oldest of one tenant's entries, named in the call; a count back",
+    ),
+    "ingest.device_of_credential(text,bytea)": Definer(
+        LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is of a secret"
+    ),
+    "ingest.tenant_of_provisioning_key(bytea)": Definer(
+        LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is of the secret"
+    ),
+    "ingest.find_devices(uuid,jsonb,integer)": Definer(
+        LOOKUP,
+        _callers("ingest_rw"),
+        "uses indexes that row-level security shuts out; of a tenant that the transaction is bound to",
     ),
     "ingest.devices_let_in(uuid[],uuid[],bytea[])": Definer(
         LOOKUP, _callers("ingest_engine"), "says which of the ids it is given are still let in"
@@ -196,10 +218,23 @@ PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
     "sec.tenants()": _callers(PUBLIC),
     "sec.iiot_now()": _callers(PUBLIC),
     "historian.parts_before(timestamp with time zone)": _callers(),
+    "ingest.term(uuid,text)": _callers(LOOKUP),
+    "ingest.searched(text)": _callers("ingest_rw", LOOKUP),
+    "ingest.index_devices(uuid[],uuid[])": _callers("ingest_rw"),
+    "ingest.on_devices_added()": _callers(),
+    "ingest.on_device_changed()": _callers(),
+    "ingest.on_attributes_changed()": _callers(),
     "bus.make_room(bigint,bigint)": _callers(),
     "bus.read_partitions(bigint)": _callers(),
 }
 """Functions that run with their caller's rights, and who may call them."""
+
+TRIGGERS: dict[str, str] = {
+    f"{name} on ingest.{table}": "keeps what the row's own device is found by, as its caller"
+    for table in ("devices", "device_attributes")
+    for name in ("added", "changed")
+}
+"""Triggers, and why what they write is the row's tenant's."""
 
 GRANTS: dict[tuple[str, str], Grant] = {
     (PUBLIC, "sec.clock"): Grant("SELECT", "timers read the time; it says nothing of a tenant"),
@@ -210,9 +245,18 @@ GRANTS: dict[tuple[str, str], Grant] = {
         for table in ("points", "texts", "series")
         if (service, table) != ("ingest", "series")
     },
-    ("ingest_rw", "historian.series"): Grant("SELECT INSERT", "a metric's first point names it"),
-    (HISTORIAN_WRITER, "historian.points"): Grant("INSERT", "every tenant's points, unread"),
-    (HISTORIAN_WRITER, "historian.texts"): Grant("INSERT", "every tenant's points, unread"),
+    ("ingest_rw", "historian.series"): Grant(
+        "INSERT SELECT UPDATE(unit)",
+        "a metric's first point names it, and the first that has a unit gives it that",
+    ),
+    **{
+        (HISTORIAN_WRITER, f"historian.{table}"): Grant(
+            "INSERT SELECT(series)",
+            "every tenant's points, unread; counts, by series, which of those it wrote are new",
+        )
+        for table in ("points", "texts")
+    },
+    (HISTORIAN_WRITER, "ingest.ledger_log"): Grant("INSERT", "counts what it writes"),
     (HISTORIAN_WRITER, "ingest.quarantine"): Grant("INSERT", "what could not be stored"),
     (HISTORIAN_WRITER, "ingest.inbox"): Grant("SELECT INSERT", "marks batches with their rows"),
     ("retention_engine", "historian.tenant"): Grant("SELECT", "whose points to look for"),
@@ -232,7 +276,13 @@ GRANTS: dict[tuple[str, str], Grant] = {
             "historian.series",
             "historian.tenant",
             "historian.texts_default",
+            "ingest.contacts",
             "ingest.credentials",
+            "ingest.device_groups",
+            "ingest.device_profiles",
+            "ingest.device_terms",
+            "ingest.provisioning_keys",
+            "ingest.devices",
             "ingest.tenants",
             "tenancy.invitations",
             "tenancy.memberships",
@@ -264,14 +314,39 @@ GRANTS: dict[tuple[str, str], Grant] = {
     ("rules_engine", "rules.shards"): Grant("SELECT INSERT UPDATE", "claims shards"),
     ("ml_engine", "ml.shards"): Grant("SELECT INSERT UPDATE", "claims shards"),
     ("ingest_engine", "ingest.tenants"): Grant(
-        "SELECT(status, said_at) DELETE", "forgets tenants long gone"
+        "SELECT(tenant_id, status, said_at) DELETE",
+        "forgets tenants long gone; whose connectors may run",
+    ),
+    ("ingest_engine", "ingest.mqtt_sessions"): Grant(
+        "SELECT(tenant_id, device_id, expires_at) DELETE",
+        "forgets the sessions of devices that stay away",
     ),
     ("tenancy_engine", "tenancy.removed_tenants"): Grant(
         "SELECT(tenant_id, removed_at)", "finds whose removal is to be said again"
     ),
     ("ml_engine", "ml.models"): Grant("SELECT", "points of all tenants come in one stream"),
     ("ingest_engine", "ingest.devices"): Grant(
-        "SELECT(tenant_id, id, endpoint_id)", "an endpoint that died leaves devices of all tenants"
+        "SELECT(tenant_id, id, endpoint_id, deleted_at)",
+        "an endpoint that died leaves devices of all tenants; what was removed long ago is erased",
+    ),
+    ("ingest_engine", "ingest.contacts"): Grant(
+        "SELECT(tenant_id, device_id, offline_due_at)", "finds who has been silent for too long"
+    ),
+    ("ingest_engine", "ingest.commands"): Grant(
+        "SELECT(tenant_id, id, device_id, status, tried_at, due_at, completed_at) DELETE",
+        "finds what is to be sent or is overdue, forgets what is long over; what a command says,"
+        " its tenant's own transaction reads",
+    ),
+    ("ingest_engine", "ingest.ledger"): Grant(
+        "SELECT INSERT UPDATE DELETE", "adds up counts of all tenants' points; forgets old hours"
+    ),
+    ("ingest_engine", "ingest.ledger_log"): Grant(
+        "SELECT DELETE", "adds up counts of all tenants' points"
+    ),
+    ("ingest_engine", "ingest.connectors"): Grant(
+        "SELECT(tenant_id, id, is_enabled, version, runner_id, lease_until)"
+        " UPDATE(runner_id, lease_until)",
+        "which process runs which connector, of all tenants; what one is, its tenant's own transaction reads",
     ),
     # Tables of no tenant.
     ("ingest_rw", "ingest.endpoints"): Grant("SELECT INSERT UPDATE DELETE", "keeps leases"),
@@ -336,7 +411,8 @@ SCHEMA_USERS["tenancy"] |= {LOOKUP}
 UNIQUE_ACROSS_TENANTS: dict[str, str] = {
     "gateway.refresh_tokens_hash": "random: that two are equal does not happen",
     "gateway.tickets_hash": "random: that two are equal does not happen",
-    "ingest.credentials_token": "random: that two are equal does not happen",
+    "ingest.credentials_token": "random: that two are equal does not happen (certificates may be)",
+    "ingest.provisioning_keys_token": "random: that two are equal does not happen",
     "tenancy.invitations_token": "random: that two are equal does not happen",
     "historian.series_id_key": "given by a sequence, never chosen",
     "tenancy.tenants_slug_key": "chosen by the platform's admins alone, who see all",
@@ -353,6 +429,13 @@ INDEXES_ACROSS_TENANTS: dict[str, str] = {
     "gateway.sessions_expiry": "gateway_engine's, which crosses",
     "gateway.tickets_expiry": "gateway_engine's, which crosses",
     "ingest.devices_of_endpoint": "ingest_engine's, which crosses",
+    "ingest.devices_deleted": "ingest_engine's, which crosses",
+    "ingest.contacts_due": "ingest_engine's, which crosses",
+    "ingest.credentials_lookup": "the look-up's before the tenant is known",
+    "ingest.device_terms_terms": "its terms are hashed with the tenant",
+    "ingest.commands_due": "ingest_engine's, which crosses",
+    "ingest.commands_over": "ingest_engine's, which crosses",
+    "ingest.ledger_oldest": "ingest_engine's, which crosses",
     "tenancy.memberships_of_user": "the look-up's at login",
 }
 """Other indexes of tenants' tables that do not lead with the tenant."""

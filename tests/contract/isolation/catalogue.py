@@ -381,7 +381,10 @@ async def the_database_is_closed(connection: Connection) -> list[str]:
         [OWNER, LOOKUP, *LOGIN_ROLES],
         list(allowed.OUR_SCHEMAS),
     )
-    return [*faults, *(f"{row['kind']}: {row['name']}" for row in rows)]
+    found = {f"{row['kind']}: {row['name']}" for row in rows}
+    listed = {f"trigger: {name}" for name in allowed.TRIGGERS}
+    faults += [f"{name}: listed, and not there" for name in sorted(listed - found)]
+    return [*faults, *sorted(found - listed)]
 
 
 CHECKS: Sequence[Check] = (

@@ -107,6 +107,8 @@ async def test_nothing_of_a_removed_tenant_stays_and_nothing_of_another_goes(
     before = await counts(platform, gone.id)
     nothing = {table for table, count in before.items() if not count}
     assert nothing == set(EMPTY_BEFORE), "what is empty before proves nothing"
+    # What was counted of its points is in the ledger then.
+    await stays.call("GET", "/api/v1/telemetry/ledger")
     others = await platform.rows_of(stays.id)
     users = [
         row["user_id"]

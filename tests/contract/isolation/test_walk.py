@@ -41,6 +41,18 @@ KINDS = {
     "alert_id": "alert",
     "anomaly_id": "anomaly",
     "channel_id": "channel",
+    "command_id": "command",
+    "/api/v1/devices/me/commands/{command_id}/reply#command_id": "sent command",
+    "connector_id": "connector",
+    "credential_id": "credential",
+    "/api/v1/devices/claim#claim_token": "claim token",
+    "/api/v1/devices/{device_id}/restore#device_id": "removed device",
+    "/api/v1/devices/{device_id}/gateway#device_id": "gateway",
+    "/api/v1/devices/{device_id}/gateway/devices#device_id": "gateway",
+    "group_id": "group",
+    "parent_id": "group",
+    "profile_id": "profile",
+    "key_id": "provisioning key",
     "device_id": "device",
     "entry_id": "quarantined",
     "model_id": "model",
@@ -52,8 +64,14 @@ KINDS = {
 }
 """What kind of thing a parameter or field names. A new one belongs here, and below."""
 
+CONNECTOR = {"url": "mqtt://192.0.2.1", "topics": [{"topic": "{device}/telemetry"}]}
+"""Settings of a connection to an address that leads nowhere."""
+
 FIELDS: dict[str, Callable[[], object]] = {
     "metric": lambda: METRIC,
+    "scope": lambda: "server",
+    "PATCH /api/v1/devices/{device_id}/gateway/devices#": lambda: {"walk": None},
+    "POST /api/v1/devices/import#": lambda: f"name,type\nwalk-{uuid4()},press\n",
     "values": lambda: {METRIC: 20.5},
     "POST /api/v1/ml/models/{model_id}/score#values": lambda: [20.5],
     "POST /api/v1/telemetry/quarantine/{entry_id}/replay#": lambda: {"values": {METRIC: 20.5}},
@@ -69,6 +87,18 @@ FIELDS: dict[str, Callable[[], object]] = {
     "data_type": lambda: "anomalies",
     "POST /api/v1/retention/policies#data_type": lambda: "alerts",
     "dry_run": lambda: True,
+    **{
+        f"{operation}#{field}": value
+        for operation in (
+            "POST /api/v1/connectors",
+            "PATCH /api/v1/connectors/{connector_id}",
+        )
+        for field, value in (
+            ("kind", lambda: "mqtt"),
+            ("settings", lambda: CONNECTOR),
+            ("secrets", dict),
+        )
+    },
     "refresh_token": lambda: secrets.token_urlsafe(32),
     "token": lambda: secrets.token_urlsafe(32),
 }
@@ -78,6 +108,7 @@ PUBLIC = {
     "POST /api/v1/auth/login": "here one gets a credential",
     "POST /api/v1/auth/invitations/accept": "the invitation is the credential",
     "POST /api/v1/auth/refresh": "the refresh token is the credential",
+    "POST /api/v1/devices/provision": "the provisioning key is the credential",
 }
 
 WITHOUT_ROWS = {
@@ -98,6 +129,10 @@ class Tenant:
     """Stands in everything that this tenant names."""
     token: str = ""
     made: int = field(default=0)
+    own: tuple[str, str] | None = None
+    """The id and the token of the device that speaks for itself, once there is one."""
+    owner: str | None = None
+    """The device that what was made last belongs to, for operations that name both."""
 
     async def log_in(self) -> str:
         """Open a session; return its access token."""
@@ -113,6 +148,8 @@ class Tenant:
         if operation == "POST /api/v1/auth/logout":
             # It ends its session: not the one of the whole walk.
             return {"authorization": f"Bearer {await self.log_in()}"}
+        if "/devices/me/" in operation:
+            return {"authorization": f"Bearer {(await self.robot())[1]}"}
         self.token = self.token or await self.log_in()
         return {"authorization": f"Bearer {self.token}"}
 
@@ -135,8 +172,52 @@ class Tenant:
         made = await self.call("POST", "/api/v1/devices", name=self.named(), type="press")
         return str(made["id"])
 
+    async def connector(self) -> str:
+        """Set a connection up that is not made."""
+        made = await self.call(
+            "POST",
+            "/api/v1/connectors",
+            name=self.named(),
+            kind="mqtt",
+            is_enabled=False,
+            settings=CONNECTOR,
+        )
+        return str(made["id"])
+
+    async def robot(self) -> tuple[str, str]:
+        """Return the id and the token of a device that speaks for itself."""
+        if self.own is None:
+            made = await self.call("POST", "/api/v1/devices", name=self.named(), type="robot")
+            self.own = made["id"], made["credentials"]["token"]
+        return self.own
+
+    async def command(self) -> str:
+        """Send a device a command, which waits."""
+        self.owner = await self.device()
+        path = f"/api/v1/devices/{self.owner}/commands"
+        return str((await self.call("POST", path, name=self.named()))["id"])
+
+    async def sent_command(self) -> str:
+        """Send a command to the device that speaks for itself, which fetches it."""
+        device, token = await self.robot()
+        path = f"/api/v1/devices/{device}/commands"
+        made = await self.call("POST", path, name=self.named(), timeout="P1D")
+        answer = await self.platform.http.get(
+            "/api/v1/devices/me/commands", headers={"authorization": f"Bearer {token}"}
+        )
+        assert [given["id"] for given in answer.json()["items"]] == [made["id"]], answer.text
+        return str(made["id"])
+
+    async def gateway(self) -> str:
+        device_id = await self.device()
+        await self.call("PUT", f"/api/v1/devices/{device_id}/gateway", registers="press")
+        return device_id
+
     async def device_with_points(self) -> str:
         """Register a device that has sent what a model can be trained from."""
+        if self.owner is not None:
+            device, self.owner = self.owner, None
+            return device
         device = await self.device()
         now = datetime.now(UTC)
         points = [
@@ -157,6 +238,40 @@ class Tenant:
             UUID(device),
             count=len(points),
         )
+        return device
+
+    async def group(self) -> str:
+        """Make a group of devices."""
+        return str((await self.call("POST", "/api/v1/device-groups", name=self.named()))["id"])
+
+    async def profile(self) -> str:
+        """Make a device profile."""
+        return str((await self.call("POST", "/api/v1/device-profiles", name=self.named()))["id"])
+
+    async def provisioning_key(self) -> str:
+        """Make a key by which devices register themselves."""
+        made = await self.call(
+            "POST", "/api/v1/provisioning-keys", name=self.named(), device_type="press"
+        )
+        return str(made["id"])
+
+    async def credential_of_device(self) -> str:
+        """Give a device a credential, a claim token and an attribute."""
+        self.owner = await self.device()
+        device = f"/api/v1/devices/{self.owner}"
+        await self.call("POST", f"{device}/claim-token")
+        await self.call("PATCH", f"{device}/attributes/server", place=self.named())
+        return str((await self.call("POST", f"{device}/credentials"))["id"])
+
+    async def claim_token(self) -> str:
+        """Make a label by which a device can be claimed."""
+        made = await self.call("POST", f"/api/v1/devices/{await self.device()}/claim-token")
+        return str(made["claim_token"])
+
+    async def removed_device(self) -> str:
+        """Remove a device."""
+        device = await self.device()
+        await self.call("DELETE", f"/api/v1/devices/{device}")
         return device
 
     async def report(self, device: str, value: float) -> None:
@@ -286,7 +401,17 @@ class Tenant:
             "alert": self.alert,
             "anomaly": self.anomaly,
             "channel": self.channel,
+            "command": self.command,
+            "sent command": self.sent_command,
+            "connector": self.connector,
+            "claim token": self.claim_token,
+            "credential": self.credential_of_device,
+            "removed device": self.removed_device,
             "device": self.device_with_points,
+            "gateway": self.gateway,
+            "group": self.group,
+            "profile": self.profile,
+            "provisioning key": self.provisioning_key,
             "model": self.model,
             "quarantined": self.quarantined,
             "retention policy": self.policy,
@@ -298,9 +423,19 @@ class Tenant:
 
     async def settle(self) -> dict[str, str]:
         """Make one of each kind, and what else a tenant leaves in tables; return the ids."""
-        things = {kind: await make() for kind, make in self.makers().items()}
+        things = {}
+        for kind, make in self.makers().items():
+            self.owner = None
+            things[kind] = await make()
+        # What was counted of points so far is in the ledger then.
+        await self.call("GET", "/api/v1/telemetry/ledger")
         await self.call("POST", f"/api/v1/alerts/{things['alert']}/notes", text=self.named())
         await self.call("POST", "/api/v1/auth/ws-ticket")
+        # It would be swept away in the middle of the walk on a slow machine.
+        await self.platform.admin.execute(
+            "UPDATE gateway.tickets SET expires_at = now() + interval '1 day' WHERE tenant_id = $1",
+            self.id,
+        )
         await self.platform.admin.execute(
             "INSERT INTO alerting.notifications (tenant_id, id, alert_id, channel_id, channel_name,"
             " channel_kind, kind, status, due_at, created_at) VALUES ($1, gen_random_uuid(), $2,"
@@ -308,6 +443,21 @@ class Tenant:
             self.id,
             UUID(things["alert"]),
             self.named(),
+        )
+        await self.platform.admin.execute(
+            "INSERT INTO ingest.mqtt_sessions (tenant_id, device_id, taken_at, expires_at, state)"
+            " VALUES ($1, $2, now(), now() + interval '1 day', '')",
+            self.id,
+            UUID(things["device"]),
+        )
+        await self.call("PUT", "/api/v1/devices/policy", plain_coap=True)
+        behind = f"/api/v1/devices/{await self.gateway()}/gateway/devices"
+        await self.call("PATCH", behind, walk=things["device"])
+        await self.platform.admin.execute(
+            "INSERT INTO ingest.oscore_sequences (tenant_id, identity, device_id, used)"
+            " VALUES ($1, 'walk', $2, 1000)",
+            self.id,
+            UUID(things["device"]),
         )
         await self.platform.admin.execute(
             "INSERT INTO ingest.quarantine_overflow (tenant_id, dropped, since, latest)"
@@ -430,6 +580,7 @@ async def running(urls: DatabaseUrls) -> AsyncIterator[Platform]:
             "historian_writer_url": urls.writer,
             "mqtt_host": "127.0.0.1",
             "mqtt_port": 0,
+            "contacts_every": timedelta(milliseconds=100),
         },
         "rules": {"checkpoint_every": timedelta(milliseconds=100)},
         "alerting": {"delivers": False},
@@ -522,6 +673,8 @@ async def test_one_tenant_learns_nothing_of_another(platform: Platform) -> None:
         fingerprint=fingerprint,
         fields=FIELDS,
         public=PUBLIC,
+        # Its own connector leads to a broker, which has nothing to browse; anybody else's is 404.
+        refused={"POST /api/v1/connectors/{connector_id}/browse": 409},
     )
     faults = await walk(land)
     assert not faults, "\n".join(faults)
@@ -549,6 +702,9 @@ async def test_no_service_answers_without_a_principal(platform: Platform) -> Non
                     start, _, rest = path.partition("{")
                     path = f"{start}{uuid4()}{rest.partition('}')[2]}"
                 answer = await http.request(operation.method, path, json={})
+                if operation.name in PUBLIC:
+                    assert answer.status_code in (401, 422), f"{operation.name}: {answer.text}"
+                    continue
                 assert answer.status_code == 401, f"{service}: {operation.name}: {answer.text}"
 
 

@@ -34,6 +34,7 @@ class Territory:
     kind; `theirs` are things of B's. `fields`: fit values for other parameters and fields, where
     the schema does not say enough. `canaries`: text that only B's things hold. `credential` says
     who A is. `fingerprint`: of all B's rows, by table. `public`: operations for anyone, and why.
+    `refused`: operations that refuse A's own with a status of their own, which no foreign thing gets.
     """
 
     http: httpx2.AsyncClient
@@ -46,6 +47,7 @@ class Territory:
     fingerprint: Callable[[], Awaitable[dict[str, str]]]
     fields: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     public: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,9 @@ class _Walk:
         if is_admins:
             if answer.status_code != 403:
                 yield f"is for the platform's admins, and answers A {answer.status_code}"
+        elif operation.name in land.refused:
+            if answer.status_code != land.refused[operation.name]:
+                yield f"A's own gives {answer.status_code}, not {land.refused[operation.name]}"
         elif answer.status_code >= 400 and not operation.is_public:
             yield f"A's own gives {answer.status_code} {answer.text[:300]}: nothing is proved"
         for canary in self._canaries(answer, ask.sent):
@@ -198,6 +203,8 @@ class _Walk:
 
     def _body(self, ids: Mapping[str, str], names: set[str]) -> Any:
         content = self._operation.described.get("requestBody", {}).get("content", {})
+        if "text/csv" in content and "application/json" not in content:
+            return self._land.fields[self._special("")]()
         if "application/json" not in content:
             return None
         return self._value("", content["application/json"]["schema"], ids, names)
@@ -205,7 +212,7 @@ class _Walk:
     def _value(self, name: str, schema: Document, ids: Mapping[str, str], names: set[str]) -> Any:
         """Return a value that fits a schema; add to `names` the fields that name things."""
         schema = self._resolved(schema)
-        if _names_a_thing(schema):
+        if _names_a_thing(schema) or self._placed(name) in self._land.kinds:
             known = self._known(name)
             names.add(known)
             return ids.get(known, str(uuid4()))
@@ -258,7 +265,10 @@ class _Walk:
         )
 
     async def _send(self, ask: Ask, headers: dict[str, str]) -> httpx2.Response:
-        body = {} if ask.body is None else {"json": ask.body}
+        body: dict[str, Any] = {} if ask.body is None else {"json": ask.body}
+        if isinstance(ask.body, str):
+            body = {"content": ask.body}
+            headers = {**headers, "content-type": "text/csv"}
         return await self._land.http.request(
             ask.method, ask.path, params=ask.query, headers=headers, **body
         )

@@ -1,5 +1,6 @@
 """What was a device's metric, over time?"""
 
+import math
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -204,3 +205,12 @@ async def test_sums_that_no_double_holds_are_refused_and_not_a_fault_of_ours(wor
     body = await world.answer("timeseries", series.device_id, function="moving_average", window="2")
     assert [p["value"] for p in body["points"]] == [1.7e308, None, 0.0]
     assert (await world.ask("statistics", series.device_id)).status_code == 200
+
+
+async def test_a_bad_point_without_a_value_is_null_and_neither_true_nor_false(world: World) -> None:
+    for kind in (Kind.BOOL, Kind.NUMBER):
+        series = await world.past.series(world.tenant_id, kind=kind)
+        await series.put([(NOON, 1.0, 0), (NOON + SECOND, math.nan, BAD)])
+        body = await world.answer("timeseries", series.device_id)
+        assert told(body) == [(0, 1.0), (1, None)]
+        assert body["quality"]["bad"] == 1

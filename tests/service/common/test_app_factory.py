@@ -122,7 +122,7 @@ Lines = Callable[[], list[dict[str, object]]]
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
     log.configure("edge", pretty=False)
     yield lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    structlog.reset_defaults()
+    log.configure("test", level="info", pretty=False)
 
 
 def pointers(response: httpx2.Response) -> list[str]:
@@ -520,6 +520,23 @@ async def test_services_in_one_process_share_a_registry_and_stay_apart() -> None
     text = metrics.text().decode()
     for name in ("rules", "alerting"):
         assert f'route="/health/live",service="{name}",status="200"}} 1.0' in text
+
+
+async def test_a_router_is_made_ready_once_and_serves_every_app_as_its_own() -> None:
+    shared = APIRouter()
+
+    @shared.get("/name")
+    @public("a name is no secret")
+    async def read_name(request: Request) -> str:
+        name: str = request.app.title
+        return name
+
+    apps = [create_app(name, version="1", routers=[shared]) for name in ("rules", "alerting")]
+    first, second = ({id(route) for route in app.routes} for app in apps)
+    assert len(first & second) == 1
+    for app in apps:
+        async with client_of(app) as client:
+            assert (await client.get("/name")).json() == app.service
 
 
 async def test_however_many_ask_whether_it_is_ready_it_is_looked_once_at_a_time() -> None:

@@ -37,4 +37,6 @@ async def test_without_a_console_its_addresses_lead_to_the_page_of_the_api(world
     # What a mail about an alert links to.
     alert = await world.http.get("/alerts/0e7a3f0c-6f1e-4a55-9a55-000000000002")
     assert alert.headers["location"] == "/api/v1/docs#/alerts/get_alert"
+    # What a label links to. No fragment: the browser keeps the claim token that stands there.
+    assert (await world.http.get("/claim")).headers["location"] == "/api/v1/docs"
     assert (await world.http.get("/missing.js")).status_code == 404

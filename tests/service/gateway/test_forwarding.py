@@ -1,7 +1,6 @@
 """What reaches the services through the gateway, and what does not."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -9,6 +8,7 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from deploy.local.processes import free_port
 from libs.common.bus.local import LocalBus
 from services.gateway.domain.breaker import FAILURES
 from services.gateway.settings import Settings
@@ -149,13 +149,6 @@ async def test_a_body_beyond_the_limit_is_refused(world: World) -> None:
     assert answer.status_code == 413
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 async def test_over_the_network_bodies_stream_both_ways(
     settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
 ) -> None:
@@ -206,7 +199,7 @@ async def test_over_the_network_bodies_stream_both_ways(
 async def test_a_service_that_is_down_is_unavailable_and_comes_back(
     settings: Settings, bus: LocalBus, database_urls: DatabaseUrls
 ) -> None:
-    port = _free_port()
+    port = free_port()
     remote = settings.model_copy(update={"upstreams": {"ingest": f"http://127.0.0.1:{port}"}})
     async with running(remote, bus, database_urls, in_process=False) as world:
         headers = await world.headers(world.person())

@@ -94,9 +94,13 @@ async def test_a_wrong_token_and_a_foreign_client_id_are_refused(world: World) -
 async def test_a_publish_to_someone_elses_topic_closes_the_connection(world: World) -> None:
     device_id, token = await world.device()
     other_id, _ = await world.device()
-    with pytest.raises(aiomqtt.MqttError):
-        async with connect(world, device_id, token) as client:
-            await client.publish(f"v1/devices/{other_id}/telemetry", '{"temp": 1}', qos=1)
+    async with connect(world, device_id, token) as client:
+        topic = f"v1/devices/{other_id}/telemetry"
+        publishing = asyncio.create_task(client.publish(topic, '{"temp": 1}', qos=1))
+        with pytest.raises(aiomqtt.MqttError, match="Disconnected"):
+            await asyncio.wait_for(anext(client.messages), 15)
+        assert not publishing.done(), "nothing was acknowledged"
+        publishing.cancel()
     assert await world.stored(other_id) == []
 
 

@@ -25,9 +25,9 @@ from libs.common.errors import Unavailable
 from libs.common.events.base import Message
 from services.ingest.app import build
 from services.ingest.domain.token import new_token
-from services.ingest.protocols.mqtt.codec import ConnectCode
 from services.ingest.protocols.mqtt.endpoint import Connection, Endpoint
-from services.ingest.protocols.mqtt.session import Limits
+from services.ingest.protocols.mqtt.limits import Limits
+from services.ingest.protocols.mqtt.packets import ConnectCode
 from services.ingest.settings import Settings
 from tests.database import DatabaseUrls, PrincipalHeaders
 from tests.service.ingest.conftest import World, running
@@ -266,7 +266,7 @@ async def test_two_thousand_connections_come_and_go_and_leave_nothing_behind(
     for start in range(0, 2_000, 250):
         await asyncio.gather(*(come_and_go(start + number) for number in range(250)))
     await until(lambda: not endpoint.connections, "no connection left", within_s=20)
-    await until(lambda: not endpoint.tasks, "no task left")
+    await until(lambda: not endpoint.reception.tasks, "no task left")
     assert endpoint.by_device == {}
     await still_works(world)
 
@@ -367,13 +367,19 @@ async def test_one_connections_trouble_stops_no_other_ones_deadline(
     endpoint = endpoint_of(world)
     endpoint.limits = Limits(connect_timeout=0.5)
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("a fault")
+    tick = Connection.tick
 
     async with logged_in(world) as (_, device_id):
-        monkeypatch.setattr(endpoint.by_device[device_id], "tick", fail)
-        window = endpoint.window
-        await until(lambda: endpoint.window != window, "a tick")
+        broken = endpoint.by_device[device_id]
+
+        def fail(connection: Connection, at: datetime, now: float) -> None:
+            if connection is broken:
+                raise RuntimeError("a fault")
+            tick(connection, at, now)
+
+        monkeypatch.setattr(Connection, "tick", fail)
+        window = endpoint.reception.window
+        await until(lambda: endpoint.reception.window != window, "a tick")
         async with raw(world) as silent:
             assert await silent.is_closed(within_s=5)
 
@@ -399,7 +405,7 @@ async def test_a_message_that_the_platform_fails_at_is_acknowledged_into_quarant
     async def fail(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(endpoint_of(world).reports, "take", fail)
+    monkeypatch.setattr(endpoint_of(world).reception.reports, "take", fail)
     async with logged_in(world) as (device, device_id):
         name = str(device_id)
         await device.send(

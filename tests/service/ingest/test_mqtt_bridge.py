@@ -2,38 +2,68 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import aiomqtt
+import cbor2
 import pytest
 import trustme
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties as MqttProperties
 
 from deploy.local.mosquitto import Mosquitto, find_mosquitto
+from deploy.local.processes import free_port
 from libs.common.auth.principal import KeySource
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from libs.common.errors import Unavailable
 from libs.common.events.base import to_message
 from libs.common.events.tenancy import TenantUpdated
+from libs.common.historian.point import Quality
 from services.ingest.app import build
-from services.ingest.domain.payload import decode
-from services.ingest.protocols import mqtt_bridge
+from services.ingest.domain.command import Delivered, Outgoing
+from services.ingest.domain.formats import sniff
+from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.domain.sparkplug import NAMESPACE
+from services.ingest.domain.sparkplug_payload import Payload
+from services.ingest.protocols import mqtt_bridge, mqtt_client, sparkplug_host
+from services.ingest.protocols.mqtt import reading
 from services.ingest.protocols.mqtt_bridge import Bridge
+from services.ingest.protocols.mqtt_client import MqttClient
+from services.ingest.protocols.sparkplug_host import SparkplugHost
 from services.ingest.settings import Settings
+from services.ingest.usecases import connectors
 from tests.database import DatabaseUrls, PrincipalHeaders
+from tests.reading_times import next_ms
 from tests.servers import SharedServer
 from tests.service.ingest.conftest import World, running
 from tests.waiting import until
 
 Broker: TypeAlias = SharedServer | Mosquitto
 BridgeTo: TypeAlias = "Callable[..., AbstractAsyncContextManager[World]]"
+
+
+OF_INGEST = ("mqtt_packet_bytes", "quarantine_entry_bytes")
+
+
+@pytest.fixture
+def bridges(monkeypatch: pytest.MonkeyPatch) -> list[Bridge]:
+    """All bridges that ran, the newest last."""
+    bridges: list[Bridge] = []
+    run = Bridge.run
+
+    async def note(bridge: Bridge) -> None:
+        bridges.append(bridge)
+        await run(bridge)
+
+    monkeypatch.setattr(Bridge, "run", note)
+    return bridges
 
 
 @pytest.fixture
@@ -43,25 +73,31 @@ def bridge_to(
     keys: KeySource,
     database_urls: DatabaseUrls,
     principal_headers: PrincipalHeaders,
+    no_connectors_left: None,
 ) -> BridgeTo:
-    """Run an ingest that listens to a broker on behalf of the world's tenant."""
+    """Run an ingest that a tenant has told to listen to a broker."""
 
     @asynccontextmanager
     async def run(url: str, **update: object) -> AsyncIterator[World]:
         tenant_id = uuid4()
         own = settings.model_copy(
-            update={
-                "bridge_broker": url,
-                "bridge_tenant": str(tenant_id),
-                "bridge_topic": f"plant/{tenant_id}/+/telemetry",
-                "bridge_client_id": f"bridge-{tenant_id}",
-                **update,
-            }
+            update={key: update.pop(key) for key in OF_INGEST if key in update}
         )
         app = build(own, bus, SystemClock(), keys=keys)
         async with running(
             app, bus, database_urls, tenant_id, principal_headers(tenant_id)
         ) as world:
+            settings_of_it = {
+                "url": url,
+                "topics": [{"topic": f"plant/{tenant_id}/{{device}}/telemetry"}],
+                **update,
+            }
+            answer = await world.http.post(
+                "/api/v1/connectors",
+                json={"name": "the site", "kind": "mqtt", "settings": settings_of_it},
+                headers=world.headers,
+            )
+            assert answer.status_code == 201, answer.text
             yield world
 
     return run
@@ -71,7 +107,7 @@ def bridge_to(
 async def bridged(bridge_to: BridgeTo, mosquitto_server: SharedServer) -> AsyncIterator[World]:
     """An ingest whose bridge is up, to the broker of all tests."""
     async with bridge_to(mosquitto_server.url) as world:
-        await until(lambda: bridge_of(world).is_connected, "the bridge is up")
+        await until_up(world)
         yield world
 
 
@@ -84,9 +120,48 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
     broker.stop()
 
 
-def bridge_of(world: World) -> Bridge:
-    bridge: Bridge = world.app.state.bridge
-    return bridge
+async def connector_of(world: World) -> dict[str, Any]:
+    """Return the tenant's connector as it is shown."""
+    answer = await world.http.get("/api/v1/connectors", headers=world.headers)
+    found: dict[str, Any] = answer.json()["items"][0]
+    return found
+
+
+async def until_state(world: World, *states: str) -> dict[str, Any]:
+    async def is_so() -> bool:
+        return (await connector_of(world))["state"] in states
+
+    await until(is_so, f"the bridge is {states}")
+    return await connector_of(world)
+
+
+async def until_up(world: World) -> None:
+    await until_state(world, "connected", "degraded")
+
+
+async def change(world: World, **body: object) -> None:
+    connector = await connector_of(world)
+    answer = await world.http.patch(
+        f"/api/v1/connectors/{connector['id']}", json=body, headers=world.headers
+    )
+    assert answer.status_code == 200, answer.text
+
+
+async def topics(world: World, *topics: dict[str, object], **settings: object) -> None:
+    """Tell the bridge to listen to other topics, and wait until it does."""
+    was = await connector_of(world)
+    await change(world, settings={**was["settings"], "topics": topics, **settings})
+    version = was["version"] + 1
+
+    async def does() -> bool:
+        [row] = await world.query(
+            "SELECT version, state, state_at >= updated_at AS is_new FROM ingest.connectors"
+            " WHERE id = $1",
+            UUID(was["id"]),
+        )
+        return (row["version"], row["state"], row["is_new"]) == (version, "connected", True)
+
+    await until(does, "the bridge listens to other topics")
 
 
 async def reasons(world: World, device_id: UUID) -> list[str]:
@@ -110,9 +185,13 @@ def site(server: Broker) -> aiomqtt.Client:
 
 
 async def publish(world: World, server: Broker, device_id: UUID, *payloads: str | bytes) -> None:
+    await publish_to(server, f"plant/{world.tenant_id}/{device_id}/telemetry", *payloads)
+
+
+async def publish_to(server: Broker, topic: str, *payloads: str | bytes) -> None:
     async with site(server) as plc:
         for payload in payloads:
-            await plc.publish(f"plant/{world.tenant_id}/{device_id}/telemetry", payload, qos=1)
+            await plc.publish(topic, payload, qos=1)
 
 
 async def test_what_a_plc_tells_its_own_broker_is_stored(
@@ -143,7 +222,7 @@ async def test_what_was_not_safe_when_the_bridge_died_comes_again(
     device_id, _ = await bridged.device()
     await publish(bridged, mosquitto_server, device_id, '{"temp": 0}')
     await bridged.until_stored(device_id, 1)
-    bridge, intake = bridged.app.state.bridge, bridged.app.state.intake
+    intake = bridged.app.state.intake
     taken: list[float] = []
     add = intake.add
 
@@ -156,9 +235,10 @@ async def test_what_was_not_safe_when_the_bridge_died_comes_again(
     payloads = [json.dumps({"ts": ts + n, "values": {"temp": n}}) for n in range(1, 6)]
     await publish(bridged, mosquitto_server, device_id, *payloads)
     await until(lambda: len(taken) == 5, "five messages taken and not acknowledged")
-    await bridge.stop()
+    await change(bridged, is_enabled=False)
+    await until_state(bridged, "disabled")
     monkeypatch.setattr(intake, "add", add)
-    bridge.start()
+    await change(bridged, is_enabled=True)
     points = await bridged.until_stored(device_id, 6)
     assert sorted(value for _, _, value in points) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
@@ -166,14 +246,13 @@ async def test_what_was_not_safe_when_the_bridge_died_comes_again(
 async def test_the_bridge_comes_back_when_its_broker_does(
     bridge_to: BridgeTo, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt_bridge, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(connectors, "FIRST_PAUSE_S", 0.02)
     async with bridge_to(broker.url) as world:
-        bridge = bridge_of(world)
-        await until(lambda: bridge.is_connected, "the bridge is up")
+        await until_up(world)
         device_id, _ = await world.device()
         for number in range(1, 4):
             await asyncio.to_thread(broker.stop)
-            await until(lambda: not bridge.is_connected, "the bridge is down")
+            await until_state(world, "connecting", "failed")
             await asyncio.to_thread(broker.start)
             # It may come from the broker's memory: the bridge's session is a persistent one.
             await publish(world, broker, device_id, json.dumps({"temp": number}))
@@ -181,30 +260,62 @@ async def test_the_bridge_comes_back_when_its_broker_does(
             assert [value for _, _, value in points] == [float(n + 1) for n in range(number)]
 
 
-async def test_the_pause_between_attempts_grows_to_its_limit_and_is_short_again_after_success(
-    bridge_to: BridgeTo, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", ["3.1.1", "5"])
+async def test_what_came_while_the_bridge_was_away_is_kept_by_the_broker(
+    bridge_to: BridgeTo, mosquitto_server: SharedServer, version: str
 ) -> None:
-    monkeypatch.setattr(mqtt_bridge, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(mqtt_bridge, "LONGEST_PAUSE_S", 0.08)
-    url = broker.url
-    await asyncio.to_thread(broker.stop)
-    async with bridge_to(url) as world:
-        bridge = bridge_of(world)
-        listen = bridge._listen
-        pauses: list[float] = []
+    async with bridge_to(mosquitto_server.url, version=version) as world:
+        await until_up(world)
+        device_id, _ = await world.device()
+        await change(world, is_enabled=False)
+        await until_state(world, "disabled")
+        await publish(world, mosquitto_server, device_id, '{"temp": 1}')
+        await change(world, is_enabled=True)
+        assert [value for _, _, value in await world.until_stored(device_id, 1)] == [1.0]
 
-        async def note() -> None:
-            pauses.append(bridge.pause_s)
-            await listen()
 
-        monkeypatch.setattr(bridge, "_listen", note)
-        await until(lambda: len(pauses) >= 8, "eight attempts")
-        grown = [pause for pause in pauses if pause < 0.08]
-        assert grown == sorted(set(grown)), "each is longer than the one before"
-        assert set(pauses[-4:]) == {0.08}, "but none than the longest"
-        await asyncio.to_thread(broker.start)
-        await until(lambda: bridge.is_connected, "the bridge is up")
-        assert bridge.pause_s == 0.01
+async def test_by_mqtt_5_a_message_s_properties_are_heard(
+    bridge_to: BridgeTo, mosquitto_server: SharedServer
+) -> None:
+    async def say(device_id: UUID, payload: bytes, channel: str = "telemetry", **told: Any) -> None:
+        about: Any = MqttProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        for name, value in told.items():
+            setattr(about, name, value)
+        parts = urlsplit(mosquitto_server.url)
+        async with aiomqtt.Client(
+            parts.hostname or "", parts.port or 1883, protocol=aiomqtt.ProtocolVersion.V5
+        ) as plc:
+            topic = f"plant/{world.tenant_id}/{device_id}/{channel}"
+            await plc.publish(topic, payload, qos=1, properties=about)
+
+    async with bridge_to(mosquitto_server.url, version="5") as world:
+        await until_up(world)
+        root = f"plant/{world.tenant_id}"
+        await topics(
+            world,
+            {"topic": f"{root}/{{device}}/telemetry"},
+            {"topic": f"{root}/{{device}}/of/{{metric}}"},
+        )
+        device_id, _ = await world.device()
+        in_bar = ("unit", "bar")
+        await say(device_id, b'{"inlet": 1}', UserProperty=[in_bar, ("quality", "uncertain")])
+        await say(device_id, b"2", "of/outlet", UserProperty=[in_bar])
+        await say(device_id, cbor2.dumps({"flow": 3}), ContentType="application/cbor")
+        await say(device_id, b'{"inlet": 4}', UserProperty=[("quality", "fine")])
+        await say(device_id, b"<inlet/>", ContentType="text/xml")
+        await until_quarantined(world, device_id, "unsupported-media-type", "invalid")
+        await world.until_stored(device_id, 3)
+        found = await world.query(
+            "SELECT s.metric, p.value, p.quality, s.unit FROM historian.series s"
+            " JOIN historian.points p ON p.tenant = s.tenant AND p.series = s.id"
+            " WHERE s.device_id = $1 ORDER BY p.value",
+            device_id,
+        )
+        assert [tuple(row) for row in found] == [
+            ("inlet", 1.0, Quality.UNCERTAIN, "bar"),
+            ("outlet", 2.0, Quality.GOOD, "bar"),
+            ("flow", 3.0, Quality.GOOD, None),
+        ]
 
 
 async def test_a_message_that_is_too_large_is_refused_and_not_kept_in_full(
@@ -213,7 +324,7 @@ async def test_a_message_that_is_too_large_is_refused_and_not_kept_in_full(
     async with bridge_to(
         mosquitto_server.url, mqtt_packet_bytes=2_000, quarantine_entry_bytes=500
     ) as world:
-        await until(lambda: bridge_of(world).is_connected, "the bridge is up")
+        await until_up(world)
         device_id, _ = await world.device()
         fits = json.dumps({"temp": 1, "note": "x" * 1_900})
         large = json.dumps({"temp": 2, "note": "x" * 2_000})
@@ -229,35 +340,36 @@ async def test_a_message_that_is_too_large_is_refused_and_not_kept_in_full(
         assert (entry["kept"], entry["cut_from"]) == (500, len(large))
 
 
-async def test_a_stranger_s_message_is_logged_and_acknowledged(
-    bridged: World,
-    mosquitto_server: SharedServer,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+async def test_a_stranger_s_message_is_counted_and_acknowledged(
+    bridged: World, mosquitto_server: SharedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bridge, stranger = bridge_of(bridged), uuid4()
+    stranger = uuid4()
     device_id, _ = await bridged.device()
     heard: list[str] = []
-    take = bridge._take
+    take = Bridge._take
 
-    async def note(client: aiomqtt.Client, message: aiomqtt.Message) -> None:
+    async def note(
+        bridge: Bridge, client: MqttClient, host: SparkplugHost, message: aiomqtt.Message
+    ) -> None:
         heard.append(str(message.topic))
-        await take(client, message)
+        await take(bridge, client, host, message)
 
-    monkeypatch.setattr(bridge, "_take", note)
+    monkeypatch.setattr(Bridge, "_take", note)
     await publish(bridged, mosquitto_server, stranger, '{"temp": 1}')
     await publish(bridged, mosquitto_server, device_id, '{"temp": 1}')
     await bridged.until_stored(device_id, 1)
-    assert f"plant/{bridged.tenant_id}/{stranger}/telemetry" in capfd.readouterr().out
+    degraded = await until_state(bridged, "degraded")
+    assert "1 messages were let go: of unknown devices" in degraded["reason"]
+    assert f"plant/{bridged.tenant_id}/{stranger}/telemetry" in degraded["reason"]
     # Were it not acknowledged, the broker would send it again before all that is new.
-    await bridge.stop()
-    bridge.start()
+    await change(bridged, is_enabled=False)
+    await change(bridged, is_enabled=True)
     await publish(bridged, mosquitto_server, device_id, '{"temp": 2}')
     await bridged.until_stored(device_id, 2)
     assert sum(str(stranger) in topic for topic in heard) == 1
 
 
-async def test_devices_of_a_suspended_tenant_are_strangers(
+async def test_a_suspended_tenant_s_bridge_is_down_and_comes_back(
     bridged: World, bus: LocalBus, mosquitto_server: SharedServer
 ) -> None:
     device_id, _ = await bridged.device()
@@ -275,24 +387,35 @@ async def test_devices_of_a_suspended_tenant_are_strangers(
         await bus.publish([to_message(event)])
 
     await say("suspended")
-    await until(lambda: device_id not in bridge_of(bridged)._known, "the device is forgotten")
+    await until_state(bridged, "waiting")
     await publish(bridged, mosquitto_server, device_id, '{"temp": 2}')
     await say("active")
+    # The broker kept it: nobody took it while the tenant was suspended.
+    points = await bridged.until_stored(device_id, 2)
+    assert [value for _, _, value in points] == [1.0, 2.0]
 
-    async def is_let_in() -> bool:
-        await publish(bridged, mosquitto_server, device_id, '{"temp": 3}')
-        return len(await bridged.stored(device_id)) > 1
 
-    await until(is_let_in, "the device is heard again")
-    assert 2.0 not in {value for _, _, value in await bridged.stored(device_id)}
+async def test_a_removed_device_is_a_stranger_at_once(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    device_id, _ = await bridged.device()
+    await publish(bridged, mosquitto_server, device_id, '{"temp": 1}')
+    await bridged.until_stored(device_id, 1)
+    path = f"/api/v1/devices/{device_id}"
+    assert (await bridged.http.delete(path, headers=bridged.headers)).status_code == 204
+    sources = bridged.app.state.sources
+    await until(lambda: device_id not in sources._by_device, "the device is forgotten")
+    await publish(bridged, mosquitto_server, device_id, '{"temp": 2}')
+    await until_state(bridged, "degraded")
+    assert [value for _, _, value in await bridged.stored(device_id)] == [1.0]
 
 
 async def test_a_full_intake_holds_the_broker_back_and_no_more_is_read_than_it_leaves_unacknowledged(
-    bridge_to: BridgeTo, broker: Mosquitto
+    bridge_to: BridgeTo, broker: Mosquitto, bridges: list[Bridge]
 ) -> None:
     """Mosquitto waits when 20 messages are not acknowledged (`max_inflight_messages`)."""
     async with bridge_to(broker.url) as world:
-        await until(lambda: bridge_of(world).is_connected, "the bridge is up")
+        await until_up(world)
         device_id, _ = await world.device()
         await publish(world, broker, device_id, '{"ts": 1, "values": {}}', '{"temp": 0}')
         await world.until_stored(device_id, 1)
@@ -305,7 +428,7 @@ async def test_a_full_intake_holds_the_broker_back_and_no_more_is_read_than_it_l
 
         async def is_held() -> bool:
             nonlocal read
-            before, read = read, bridge_of(world).waiting
+            before, read = read, bridges[-1].waiting
             return read == before > 0
 
         await until(is_held, "messages read, and no more coming")
@@ -324,12 +447,12 @@ async def test_a_message_the_platform_fails_at_is_kept_and_those_behind_it_are_t
 ) -> None:
     device_id, _ = await bridged.device()
 
-    def fail(payload: bytes, *arguments: object) -> object:
+    def fail(payload: bytes) -> PayloadFormat:
         if payload == b"poison":
             raise RuntimeError("a fault")
-        return decode(payload, *arguments)  # type: ignore[arg-type]  # handed through
+        return sniff(payload)
 
-    monkeypatch.setattr(mqtt_bridge, "decode", fail)
+    monkeypatch.setattr(reading, "sniff", fail)
     await publish(bridged, mosquitto_server, device_id, "poison", '{"temp": 1}')
     await bridged.until_stored(device_id, 1)
     await until_quarantined(bridged, device_id, "internal")
@@ -345,7 +468,7 @@ async def test_what_cannot_be_looked_up_now_comes_again(
     error: Exception,
 ) -> None:
     """Whatever fails, the bridge does not end."""
-    monkeypatch.setattr(mqtt_bridge, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(connectors, "FIRST_PAUSE_S", 0.01)
     device_id, _ = await bridged.device()
     sources = bridged.app.state.sources
     of_tenant, failures = sources.of_tenant, 0
@@ -374,8 +497,7 @@ class SecureBroker:
         ca.cert_pem.write_to_path(self.ca)
         served = directory / "server.pem"
         certificate.private_key_and_cert_chain_pem.write_to_path(served)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port: int = free.getsockname()[1]
+        port = free_port()
         self.broker = Mosquitto(
             directory / "mosquitto",
             find_mosquitto(),
@@ -399,8 +521,8 @@ def secure(tmp_path: Path) -> Iterator[SecureBroker]:
 async def test_the_bridge_speaks_tls_and_trusts_whom_it_is_told_to(
     bridge_to: BridgeTo, secure: SecureBroker, tmp_path: Path
 ) -> None:
-    async with bridge_to(secure.url, bridge_ca=secure.ca) as world:
-        await until(lambda: bridge_of(world).is_connected, "the bridge is up")
+    async with bridge_to(secure.url, ca=secure.ca.read_text()) as world:
+        await until_up(world)
         device_id, _ = await world.device()
         await publish(world, secure.broker, device_id, '{"temp": 1}')
         await world.until_stored(device_id, 1)
@@ -414,7 +536,6 @@ async def test_the_bridge_connects_to_no_broker_it_does_not_trust(
     secure: SecureBroker,
     tmp_path: Path,
     trusted: str,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     url, ca = secure.url, secure.ca
     if trusted == "another CA":
@@ -422,8 +543,552 @@ async def test_the_bridge_connects_to_no_broker_it_does_not_trust(
         trustme.CA().cert_pem.write_to_path(ca)
     elif trusted == "another name":
         url = url.replace("127.0.0.1", "localhost")
-    own = {} if trusted == "those of the system" else {"bridge_ca": ca}
+    own = {} if trusted == "those of the system" else {"ca": ca.read_text()}
     async with bridge_to(url, **own) as world:
-        await until(lambda: bridge_of(world).pause_s > 0.5, "an attempt that failed")
-        assert not bridge_of(world).is_connected
-    assert "certificate verify failed" in capfd.readouterr().out.lower()
+        failed = await until_state(world, "failed")
+        assert "certificate verify failed" in failed["reason"].lower()
+
+
+async def test_a_site_s_own_tree_is_read_by_its_template(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    press, _ = await bridged.device("line 1/press")
+    pump, _ = await bridged.device("the big pump")
+    root = f"site/{bridged.tenant_id}"
+    await topics(
+        bridged,
+        {
+            "topic": f"{root}/line-{{line}}/{{machine}}/{{metric}}",
+            "device": "line {line}/{machine}",
+        },
+        {"topic": f"{root}/pumps/{{device}}/{{channel}}"},
+        devices={"P-101": "the big pump"},
+    )
+    ts = int(datetime.now(UTC).timestamp() * 1000)
+    await publish_to(mosquitto_server, f"{root}/line-1/press/temp", "21.5", "true", "off")
+    await publish_to(
+        mosquitto_server, f"{root}/line-1/press/load", json.dumps({"value": 7, "ts": ts})
+    )
+    await publish_to(mosquitto_server, f"{root}/pumps/P-101/telemetry", '{"flow": 3}')
+    stored = await bridged.until_stored(press, 2)
+    assert ("load", ts / 1000, 7.0) in stored
+    assert [value for metric, _, value in stored if metric == "temp"] == [21.5]
+    # A metric keeps its kind: a bool and a word are no numbers.
+    await until_quarantined(bridged, press, "type_changed", "type_changed")
+    [(metric, _, value)] = await bridged.until_stored(pump, 1)
+    assert (metric, value) == ("flow", 3.0)
+
+
+async def test_a_machine_s_alarm_and_status_come_through_the_bridge(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    device_id, _ = await bridged.device("press")
+    root = f"site/{bridged.tenant_id}"
+    await topics(bridged, {"topic": f"{root}/{{device}}/{{channel}}"})
+    await publish_to(
+        mosquitto_server, f"{root}/press/status", '{"status": "online", "reason": "says so"}'
+    )
+
+    async def is_online() -> bool:
+        path = f"/api/v1/devices/{device_id}"
+        device = (await bridged.http.get(path, headers=bridged.headers)).json()
+        return (device["status"], device["status_reason"]) == ("online", "says so")
+
+    await until(is_online, "the device is online")
+    await publish_to(mosquitto_server, f"{root}/press/gossip", "1")
+    degraded = await until_state(bridged, "degraded")
+    assert "fit no template" in degraded["reason"]
+
+
+async def test_devices_are_registered_as_they_are_heard_of_up_to_a_number(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    root = f"site/{bridged.tenant_id}"
+    await topics(
+        bridged,
+        {"topic": f"{root}/{{device}}/{{metric}}"},
+        auto_register={"type": "press", "most": 2},
+    )
+    for name in ("press 1", "press 2", "press 3"):
+        await publish_to(mosquitto_server, f"{root}/{name}/temp", "1")
+    await until_state(bridged, "degraded")
+    answer = await bridged.http.get("/api/v1/devices", headers=bridged.headers)
+    found = {device["name"]: device for device in answer.json()["items"]}
+    assert set(found) == {"press 1", "press 2"}
+    assert found["press 1"]["type"] == "press"
+    for device in found.values():
+        await bridged.until_stored(UUID(device["id"]), 1)
+
+
+async def test_several_connections_at_once(
+    bridged: World, broker: Mosquitto, mosquitto_server: SharedServer
+) -> None:
+    answer = await bridged.http.post(
+        "/api/v1/connectors",
+        json={
+            "name": "the other site",
+            "kind": "mqtt",
+            "settings": {"url": broker.url, "topics": [{"topic": "{device}/telemetry"}]},
+        },
+        headers=bridged.headers,
+    )
+    assert answer.status_code == 201, answer.text
+    device_id, _ = await bridged.device()
+    await publish(bridged, mosquitto_server, device_id, '{"temp": 1}')
+
+    async def is_heard() -> bool:
+        # The broker keeps nothing for who was never there.
+        await publish_to(broker, f"{device_id}/telemetry", '{"load": 1}')
+        return {metric for metric, _, _ in await bridged.stored(device_id)} == {"temp", "load"}
+
+    await until(is_heard, "points by both ways")
+
+
+@pytest.mark.parametrize(
+    ("told", "pointer"),
+    [
+        ({"url": "http://broker"}, "/settings/url"),
+        ({"url": "mqtt://user:secret@broker"}, "/settings/url"),
+        ({"topics": []}, "/settings"),
+        ({"sparkplug": ["plant/#"]}, "/settings"),
+        ({"topics": [{"topic": "a/{b"}]}, "/settings/topics/0/topic"),
+        ({"topics": [{"topic": "a/#/b"}]}, "/settings/topics/0/topic"),
+        ({"topics": [{"topic": "a/{line}"}]}, "/settings/topics/0"),
+        (
+            {"topics": [{"topic": "a/{device}", "commands": {"topic": "a/{line}"}}]},
+            "/settings/topics/0",
+        ),
+        (
+            {"topics": [{"topic": "a/{device}", "commands": {"topic": "a/#"}}]},
+            "/settings/topics/0/commands/topic",
+        ),
+        ({"topics": [{"topic": "a/{device}", "qos": 2}]}, "/settings/topics/0/qos"),
+        ({"ca": "no certificate"}, "/settings/ca"),
+        ({"ca": "kein Schlüssel"}, "/settings/ca"),
+    ],
+)
+async def test_settings_that_make_no_sense_are_named(
+    world: World, told: dict[str, object], pointer: str
+) -> None:
+    sound = {"url": "mqtt://127.0.0.1", "topics": [{"topic": "{device}"}]}
+    answer = await world.http.post(
+        "/api/v1/connectors",
+        json={"name": "x", "kind": "mqtt", "settings": {**sound, **told}},
+        headers=world.headers,
+    )
+    assert answer.status_code == 422, answer.text
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    assert "secret@" not in answer.text
+
+
+def edge_message(seq: int, *metrics: tuple[str, float]) -> bytes:
+    """Write a Sparkplug payload of doubles, all named."""
+    payload = Payload(timestamp=next_ms(), seq=seq)
+    for name, value in metrics:
+        payload.metrics.add(name=name, datatype=10, double_value=value)
+    written: bytes = payload.SerializeToString()
+    return written
+
+
+async def test_an_edge_node_s_births_values_and_deaths_come_through_the_bridge(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    group = f"g{bridged.tenant_id.hex[:8]}"
+    node_id, _ = await bridged.device(f"{group}/edge")
+    press_id, _ = await bridged.device(f"{group}/edge/press")
+    await topics(bridged, sparkplug=[f"spBv1.0/{group}/#"])
+
+    async def says(kind: str, *tail: str, payload: bytes) -> None:
+        await publish_to(mosquitto_server, "/".join(("spBv1.0", group, kind, *tail)), payload)
+
+    async def stands(device_id: UUID) -> tuple[str, str]:
+        path = f"/api/v1/devices/{device_id}"
+        device = (await bridged.http.get(path, headers=bridged.headers)).json()
+        return device["status"], device["status_reason"]
+
+    async def until_stands(device_id: UUID, *expected: str) -> None:
+        async def does() -> bool:
+            return await stands(device_id) == expected
+
+        await until(does, f"the device is {expected}")
+
+    async with site(mosquitto_server) as edge:
+        await edge.subscribe(f"spBv1.0/{group}/NCMD/edge")
+        # Nobody here has heard its birth: it is asked for it.
+        await says("NDATA", "edge", payload=edge_message(7, ("load", 1)))
+        async with asyncio.timeout(15):
+            asked = await anext(aiter(edge.messages))
+        command = Payload()
+        command.ParseFromString(asked.payload)
+        assert command.metrics[0].name == "Node Control/Rebirth"
+    await says("NBIRTH", "edge", payload=edge_message(0, ("load", 2)))
+    await says("DBIRTH", "edge", "press", payload=edge_message(1, ("temp", 20)))
+    await says("DDATA", "edge", "press", payload=edge_message(2, ("temp", 21)))
+    points = await bridged.until_stored(press_id, 2)
+    assert [value for _, _, value in points] == [20.0, 21.0]
+    await until_stands(press_id, "online", "sparkplug birth")
+    await until_stands(node_id, "online", "sparkplug data")
+    await says("NDEATH", "edge", payload=edge_message(0))
+    await until_stands(press_id, "offline", "sparkplug death")
+    await until_stands(node_id, "offline", "sparkplug death")
+    await says("NDATA", "edge", payload=b"no payload")
+    await until_quarantined(bridged, node_id, "malformed")
+
+
+class HostileBroker:
+    """A broker that takes any CONNECT and then does as the test says."""
+
+    def __init__(
+        self,
+        granted: bytes = b"\1",
+        *sent: bytes,
+        is_silent: bool = False,
+        connack: bytes = b"\0\0",
+    ) -> None:
+        self.granted = granted
+        self.sent = sent
+        self.is_silent = is_silent
+        self.connack = connack
+        self.connections = 0
+        self.open = 0
+        self.acknowledged: list[int] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        try:
+            while self.is_silent:
+                if not await reader.read(65_536):
+                    return
+            while True:
+                kind = (await reader.readexactly(1))[0] & 0xF0
+                body = await reader.readexactly((await reader.readexactly(1))[0] & 0x7F)
+                if kind == 0x10:
+                    writer.write(bytes([0x20, len(self.connack)]) + self.connack)
+                elif kind == 0x80:
+                    writer.write(bytes([0x90, 2 + len(self.granted)]) + body[:2] + self.granted)
+                    for packet in self.sent:
+                        writer.write(packet)
+                elif kind == 0x40:
+                    self.acknowledged.append(int.from_bytes(body))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+    @asynccontextmanager
+    async def listening(self, scheme: str = "mqtt") -> AsyncIterator[str]:
+        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        async with server:
+            yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def packet_of(topic: str, payload: bytes, qos: int = 0, mid: int = 1) -> bytes:
+    """Write a PUBLISH."""
+    named = topic.encode()
+    body = len(named).to_bytes(2) + named + (mid.to_bytes(2) if qos else b"") + payload
+    length, left = b"", len(body)
+    while True:
+        left, digit = left >> 7, left & 0x7F
+        length += bytes([digit | (0x80 if left else 0)])
+        if not left:
+            return bytes([0x30 | qos << 1]) + length + body
+
+
+SITE: dict[str, Any] = {"topics": [{"topic": "{device}"}]}
+
+
+@pytest.mark.parametrize(
+    ("granted", "state", "reason"),
+    [
+        (b"\x80\x80", "failed", "refuses all subscriptions"),
+        (b"\1\x80", "degraded", "the broker refuses to tell of b/+"),
+        (b"\0\1", "degraded", "QoS 0 alone, which may lose messages: a/+"),
+    ],
+)
+async def test_what_the_broker_does_not_grant_is_told(
+    bridge_to: BridgeTo, granted: bytes, state: str, reason: str
+) -> None:
+    async with HostileBroker(granted).listening() as url:
+        wanted = [{"topic": "a/{device}"}, {"topic": "b/{device}"}]
+        async with bridge_to(url, topics=wanted) as world:
+            assert reason in (await until_state(world, state))["reason"]
+
+
+async def test_a_broker_that_keeps_a_session_for_a_while_only_is_told_of(
+    bridge_to: BridgeTo,
+) -> None:
+    an_hour = b"\x11" + (3_600).to_bytes(4)
+    no_properties = b"\0"
+    broker = HostileBroker(no_properties + b"\1", connack=b"\0\0\x05" + an_hour)
+    async with broker.listening() as url, bridge_to(url, version="5", **SITE) as world:
+        assert "away for 3600 s" in (await until_state(world, "degraded"))["reason"]
+
+
+async def test_a_broker_that_never_answers_is_left_before_it_is_tried_again(
+    bridge_to: BridgeTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_bridge, "ANSWER_S", 0.05)
+    monkeypatch.setattr(connectors, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(connectors, "LONGEST_PAUSE_S", 0.02)
+    broker = HostileBroker(is_silent=True)
+    async with broker.listening() as url, bridge_to(url):
+        await until(lambda: broker.connections > 5, "tried again and again")
+        assert broker.open <= 2
+
+
+async def test_a_handshake_that_never_ends_ends_with_the_connector(bridge_to: BridgeTo) -> None:
+    broker = HostileBroker(is_silent=True)
+    async with broker.listening("mqtts") as url, bridge_to(url) as world:
+        await until(lambda: broker.open == 1, "it tries")
+        await change(world, is_enabled=False)
+        await until(lambda: broker.open == 0, "it has given up", within_s=3)
+
+
+async def test_a_flood_waits_at_the_broker_and_none_of_it_is_lost(
+    bridge_to: BridgeTo, bridges: list[Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_client, "MOST_WAITING_BYTES", 200_000)
+    broker = HostileBroker()
+    async with broker.listening() as url, bridge_to(url, **SITE) as world:
+        device_id, _ = await world.device("press")
+        intake = world.app.state.intake
+        intake.is_full = True
+        ts = int(datetime.now(UTC).timestamp() * 1000)
+        flood = [
+            packet_of(
+                "press",
+                json.dumps({"ts": ts + n, "values": {"temp": n}}).encode() + b" " * 10_000,
+            )
+            for n in range(2_000)
+        ]
+        broker.sent = tuple(flood)
+        await change(world, name="again")
+        held = 0
+
+        async def is_held() -> bool:
+            nonlocal held
+            before, held = held, bridges[-1].waiting
+            return held == before > 0
+
+        await until(is_held, "messages read, and no more coming")
+        assert held < 30
+        intake.is_full = False
+        for call in list(intake.on_room):
+            call()
+        assert len(await world.until_stored(device_id, 2_000)) == 2_000
+
+
+async def test_of_a_giant_packet_no_more_is_held_than_its_beginning(
+    bridge_to: BridgeTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_bridge, "LARGEST_BIRTH", 300_000)
+    held: list[int] = []
+    take = Bridge._take
+
+    async def note(bridge: Bridge, client: Any, edge: Any, message: aiomqtt.Message) -> None:
+        assert isinstance(message.payload, bytes | bytearray)
+        held.append(len(message.payload))
+        await take(bridge, client, edge, message)
+
+    monkeypatch.setattr(Bridge, "_take", note)
+    giant = packet_of("press", b"x" * 30_000_000, 1, 7)
+    broker = HostileBroker(b"\1", giant, packet_of("press", b'{"temp": 1}', 1, 8))
+    async with broker.listening() as url, bridge_to(url, **SITE) as world:
+        device_id, _ = await world.device("press")
+        await change(world, name="again")
+        await world.until_stored(device_id, 1)
+        await until(lambda: {7, 8} <= set(broker.acknowledged), "both are acknowledged")
+        assert max(held) < 500_000
+        assert "too-large" in await reasons(world, device_id)
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (packet_of("press", b"1", 2), "QoS 2"),
+        (packet_of("press/+", b"1"), "topic"),
+        (b"\x30\xff\xff\xff\xff\xff", ""),
+    ],
+)
+async def test_a_broker_that_breaks_the_protocol_is_left_and_the_reason_told(
+    bridge_to: BridgeTo, packet: bytes, reason: str
+) -> None:
+    async with HostileBroker(b"\1", packet).listening() as url, bridge_to(url, **SITE) as world:
+        assert reason in (await until_state(world, "failed"))["reason"]
+
+
+async def test_a_device_removed_while_its_message_waits_does_not_silence_the_bridge(
+    bridged: World, mosquitto_server: SharedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker sends no more than it has acknowledgements to come; so nothing else would wake it."""
+    device_id, _ = await bridged.device()
+    sources = bridged.app.state.sources
+    register, asked, may_go_on = sources.register, asyncio.Event(), asyncio.Event()
+
+    async def wait(*arguments: Any) -> None:
+        asked.set()
+        await may_go_on.wait()
+        await register(*arguments)
+
+    monkeypatch.setattr(sources, "register", wait)
+    await publish(bridged, mosquitto_server, device_id, '{"temp": 1}')
+    async with asyncio.timeout(15):
+        await asked.wait()
+    path = f"/api/v1/devices/{device_id}"
+    assert (await bridged.http.delete(path, headers=bridged.headers)).status_code == 204
+    await until(lambda: sources.known(device_id) is None, "the device is revoked")
+    may_go_on.set()
+    degraded = await until_state(bridged, "degraded")
+    assert "of unknown devices" in degraded["reason"]
+
+
+async def test_what_is_wanted_no_longer_does_not_come_any_more(
+    bridges: list[Bridge], bridged: World, mosquitto_server: SharedServer
+) -> None:
+    """The broker remembers subscriptions for a session that lasts."""
+    device_id, _ = await bridged.device()
+    root = f"site/{bridged.tenant_id}"
+    await topics(bridged, {"topic": f"{root}/{{device}}/telemetry"})
+    await publish(bridged, mosquitto_server, device_id, '{"temp": 1}')
+    await publish_to(mosquitto_server, f"{root}/{device_id}/telemetry", '{"temp": 2}')
+    assert [value for _, _, value in await bridged.until_stored(device_id, 1)] == [2.0]
+    assert bridges[-1]._let_go == 0
+
+
+async def test_another_tenant_s_device_is_nobody_by_whatever_name(
+    bridged: World, mosquitto_server: SharedServer, principal_headers: PrincipalHeaders
+) -> None:
+    foreign = uuid4()
+    answer = await bridged.http.post(
+        "/api/v1/devices",
+        json={"name": "theirs", "type": "pump"},
+        headers=principal_headers(foreign),
+    )
+    device_id = UUID(answer.json()["id"])
+    # This process knows it, as one that is connected.
+    known = await bridged.app.state.sources.of_tenant(foreign, device_id)
+    root = f"site/{bridged.tenant_id}"
+    await topics(
+        bridged,
+        {"topic": f"{root}/{{device}}/telemetry"},
+        devices={"by id": str(device_id), "by name": "theirs"},
+    )
+    for name in (device_id, "theirs", "by id", "by name"):
+        await publish_to(mosquitto_server, f"{root}/{name}/telemetry", '{"temp": 1}')
+
+    async def are_let_go() -> bool:
+        return str((await connector_of(bridged))["reason"]).startswith("4 messages were let go")
+
+    await until(are_let_go, "all four are let go")
+    assert known.series == {}
+    assert await bridged.stored(device_id) == []
+
+
+async def test_edge_nodes_that_declare_too_much_are_forgotten_the_most_silent_first(
+    bridged: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparkplug_host, "MOST_DECLARED", 5_000)
+
+    async def nobody(name: str) -> None:
+        return None
+
+    async def send_nothing(command: Outgoing | None, topic: str, payload: bytes) -> Delivered:
+        return Delivered.SENT
+
+    host = SparkplugHost(
+        bridged.app.state.reception,
+        Protocol.MQTT_BRIDGE,
+        nobody,
+        send_nothing,
+        lambda topic, payload, at, done, why: done(),
+    )
+    birth = edge_message(0, *((f"metric {n}", 1.0) for n in range(10)))
+    settled: list[str] = []
+    for number in range(10):
+        topic = f"{NAMESPACE}/plant/NBIRTH/node {number}"
+        await host.take(topic, birth, datetime.now(UTC), lambda: settled.append("done"), 10_000)
+    assert list(host._nodes) == ["plant/node 8", "plant/node 9"]
+    await host.take(topic, birth, datetime.now(UTC), lambda: settled.append("done"), 10)
+    assert len(settled) == 11
+
+
+async def order(world: World, device_id: UUID, name: str, **asked: object) -> str:
+    answer = await world.http.post(
+        f"/api/v1/devices/{device_id}/commands", json={"name": name, **asked}, headers=world.headers
+    )
+    assert answer.status_code == 201, answer.text
+    found: str = answer.json()["id"]
+    return found
+
+
+async def outcome(world: World, device_id: UUID, command_id: str) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+
+    async def is_done() -> bool:
+        url = f"/api/v1/devices/{device_id}/commands/{command_id}"
+        said.update((await world.http.get(url, headers=world.headers)).json())
+        return said["status"] in ("succeeded", "failed", "expired")
+
+    await until(is_done, "the command is done")
+    return said
+
+
+async def test_commands_go_down_the_bridge_and_their_answers_come_up(
+    bridged: World, mosquitto_server: SharedServer
+) -> None:
+    pump_id, _ = await bridged.device("the big pump")
+    lamp_id, _ = await bridged.device("lamp")
+    root = f"site/{bridged.tenant_id}"
+    async with site(mosquitto_server) as plc:
+        await plc.subscribe(f"{root}/#", qos=1)
+
+        async def hears(kind: str) -> tuple[str, Any]:
+            async with asyncio.timeout(20):
+                async for message in plc.messages:
+                    if str(message.topic).startswith(f"{root}/{kind}/"):
+                        assert isinstance(message.payload, bytes)
+                        return str(message.topic).removeprefix(f"{root}/"), json.loads(
+                            message.payload
+                        )
+            raise AssertionError
+
+        await topics(
+            bridged,
+            # The filter is wide enough for its own commands to come back.
+            {
+                "topic": f"{root}/pumps/{{device}}/{{channel}}",
+                "commands": {"topic": f"{root}/pumps/{{device}}/commands"},
+            },
+            {
+                "topic": f"{root}/lamps/{{device}}",
+                "commands": {"topic": f"{root}/lamps/{{device}}/{{name}}", "payload": "params"},
+            },
+            devices={"P-101": "the big pump"},
+        )
+        # A device that is named in the settings may be told something before it says anything.
+        asked = await order(bridged, pump_id, "set_speed", params={"rpm": 900})
+        topic, command = await hears("pumps")
+        assert topic == "pumps/P-101/commands"
+        assert (command["id"], command["name"], command["params"]) == (
+            asked,
+            "set_speed",
+            {"rpm": 900},
+        )
+        reply = json.dumps({"id": asked, "status": "succeeded", "result": {"rpm": 899}})
+        await plc.publish(f"{root}/pumps/P-101/replies", reply, qos=1)
+        assert (await outcome(bridged, pump_id, asked))["result"] == {"rpm": 899}
+
+        await plc.publish(f"{root}/lamps/lamp", '{"lux": 1}', qos=1)
+        assert await hears("lamps") == ("lamps/lamp", {"lux": 1})
+        await bridged.until_stored(lamp_id, 1)
+        switched = await order(bridged, lamp_id, "set", params={"state": "ON"}, two_way=False)
+        assert await hears("lamps") == ("lamps/lamp/set", {"state": "ON"})
+        assert (await outcome(bridged, lamp_id, switched))["status"] == "succeeded"
+        for name in ("set/../../other", "#", "a+b"):
+            refused = await order(bridged, lamp_id, name, two_way=False)
+            assert "part of a topic" in (await outcome(bridged, lamp_id, refused))["error"]
+    assert (await connector_of(bridged))["state"] == "connected"

@@ -1,19 +1,21 @@
 """A platform small enough to read, on a real port, and a real Mosquitto."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import uuid4
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException, Query, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from deploy.local.mosquitto import Mosquitto, find_mosquitto
+from tests.waiting import until
 
 EMAIL = "plant@example.test"
 PASSWORD = "a password of the test"
@@ -42,6 +44,13 @@ class NewRule(BaseModel):
     severity: str
 
 
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    status: Literal["acknowledged", "succeeded", "failed"]
+    result: JsonValue = None
+    error: str | None = None
+
+
 class Telemetry(BaseModel):
     model_config = ConfigDict(extra="forbid")
     ts: int
@@ -62,6 +71,14 @@ class FakePlatform:
     """(device id, ts) of each accepted reading."""
     answers: list[Response] = field(default_factory=list)
     """Given, one each, to the next telemetry requests."""
+    commands: dict[str, list[Json]] = field(default_factory=dict)
+    """Device id -> what it is asked to do; given to it once."""
+    replies: list[tuple[str, str, Json]] = field(default_factory=list)
+    """(device id, command, what the device said)."""
+    polls: int = 0
+    """How often devices asked for commands."""
+    is_closing: bool = False
+    """Whoever waits for a command is answered."""
     starting: int = 0
     """Requests still to be answered by 503."""
 
@@ -71,6 +88,31 @@ class FakePlatform:
         def user(authorization: str) -> None:
             if authorization != "Bearer user":
                 raise HTTPException(401)
+
+        def device(authorization: str) -> str:
+            by_token = {token: device_id for device_id, token in self.tokens.items()}
+            device_id = by_token.get(authorization.removeprefix("Bearer "))
+            if device_id is None:
+                raise HTTPException(401)
+            return device_id
+
+        @app.get("/api/v1/devices/me/commands")
+        async def give_commands(
+            authorization: Bearer, wait: Annotated[int, Query(ge=1, le=50)] = 1
+        ) -> Json:
+            self.polls += 1
+            asks = device(authorization)
+            with contextlib.suppress(AssertionError):
+                await until(
+                    lambda: asks in self.commands or self.is_closing, "a command", within_s=wait
+                )
+            return {"items": self.commands.pop(asks, [])}
+
+        @app.post("/api/v1/devices/me/commands/{command}/reply")
+        async def take_reply(command: str, body: Reply, authorization: Bearer) -> Json:
+            said = body.model_dump(exclude_unset=True)
+            self.replies.append((device(authorization), command, said))
+            return {}
 
         @app.post("/api/v1/auth/login")
         async def login(body: Login) -> Json:
@@ -126,10 +168,7 @@ class FakePlatform:
         async def take(body: Telemetry, authorization: Bearer) -> Json | Response:
             if self.answers:
                 return self.answers.pop(0)
-            by_token = {token: device_id for device_id, token in self.tokens.items()}
-            device_id = by_token.get(authorization.removeprefix("Bearer "))
-            if device_id is None:
-                raise HTTPException(401)
+            device_id = device(authorization)
             self.telemetry.append((device_id, body.ts))
             return {"accepted": len(body.values), "rejected": 0}
 
@@ -151,7 +190,7 @@ async def platform() -> AsyncIterator[FakePlatform]:
         listener.listen()
         serving = asyncio.create_task(server._serve(sockets=[listener]))
         yield platform
-        server.should_exit = True
+        platform.is_closing = server.should_exit = True
         await serving
 
 

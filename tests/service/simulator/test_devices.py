@@ -11,14 +11,10 @@ import msgspec
 import pytest
 from fastapi import Response
 
-from clients.simulator.devices import (
-    Backoff,
-    CredentialRefused,
-    Device,
-    HttpDevice,
-    MqttDevice,
-    Reading,
-)
+from clients.simulator.commands import CommandFailed, Params
+from clients.simulator.devices.device import Backoff, CredentialRefused, Device, Reading
+from clients.simulator.devices.http import HttpDevice
+from clients.simulator.devices.mqtt import MqttDevice
 from deploy.local.mosquitto import Mosquitto
 from tests.service.simulator.conftest import FakePlatform
 
@@ -86,6 +82,41 @@ async def test_a_reading_is_published_with_qos_1_on_the_devices_own_topic(
             },
         )
     assert (device.stats.acknowledged, device.stats.points) == (1, 3)
+
+
+async def test_a_command_is_obeyed_and_answered(mosquitto: Mosquitto) -> None:
+    def obey(name: str, params: Params) -> object:
+        if name != "start":
+            raise CommandFailed(f"no such command: {name}")
+        return params
+
+    device = mqtt_device(mosquitto.port)
+    device.on_command = obey
+    async with (
+        running(device),
+        aiomqtt.Client("127.0.0.1", mosquitto.port) as operator,
+    ):
+        await operator.subscribe("v1/devices/d-1/replies", qos=1)
+        # What an operator sends before the device has subscribed would be heard by nobody.
+        for command in (b"not a command", b'{"id": "c-1", "name": "start", "params": {"rpm": 9}}'):
+            await operator.publish("v1/devices/d-1/commands", command, qos=1, retain=True)
+        await operator.publish("v1/devices/d-1/commands", b'{"id": "c-2", "name": "fly"}', qos=1)
+        replies: list[object] = []
+        async with asyncio.timeout(10):
+            async for message in operator.messages:
+                reply = msgspec.json.decode(message.payload)
+                if reply not in replies:
+                    replies.append(reply)
+                if len(replies) == 1 and reply["id"] == "c-1":
+                    await operator.publish(
+                        "v1/devices/d-1/commands", b'{"id": "c-2", "name": "fly"}', qos=1
+                    )
+                if len(replies) == 2:
+                    break
+    assert sorted(replies, key=str) == [
+        {"id": "c-1", "status": "succeeded", "result": {"rpm": 9}},
+        {"id": "c-2", "status": "failed", "error": "no such command: fly"},
+    ]
 
 
 async def test_readings_wait_while_the_broker_is_down_and_arrive_in_order(
@@ -192,7 +223,8 @@ async def test_what_was_not_acknowledged_is_sent_again_with_its_old_time_stamp()
         device = mqtt_device(port)
         for ts in (10, 20, 30, 40):
             device.offer(ts, {"n": 1.0})
-        async with running(device):
+        async with running(device), asyncio.timeout(device.timeout / 2):
+            # Sooner than its patience is at an end: it notices that the connection is gone.
             await drained(device)
     assert endpoint.published[:3] == [10, 20, 30]
     assert endpoint.published[3:] == [10, 20, 30, 40]
@@ -306,6 +338,56 @@ async def test_an_http_device_with_a_revoked_token_ends_and_keeps_its_readings(
         async with asyncio.timeout(5):
             await device.run()
     assert device.backlog == 1
+
+
+def asked(identifier: str, name: str, **params: object) -> dict[str, object]:
+    return {"id": identifier, "name": name, "params": params, "expires_at": "2099-01-01T00:00:00Z"}
+
+
+async def test_an_http_device_does_what_it_is_told_and_says_how_it_went(
+    platform: FakePlatform,
+) -> None:
+    device = await http_device(platform)
+    done: list[tuple[str, Params]] = []
+
+    def obey(name: str, params: Params) -> object:
+        if name != "start":
+            raise CommandFailed(f"a pump does not {name}")
+        done.append((name, params))
+        return {"state": "starting"}
+
+    device.on_command = obey
+    async with running(device):
+        await until(lambda: platform.polls > 1)
+        assert device.is_connected, "the platform answered, though nothing was measured yet"
+        platform.commands["d-2"] = [asked("c-1", "start", rpm=900), asked("c-2", "fly")]
+        await until(lambda: len(platform.replies) == 2)
+        # It comes again, as it does when the reply was lost on its way.
+        platform.commands["d-2"] = [asked("c-1", "start", rpm=900)]
+        await until(lambda: len(platform.replies) == 3)
+    said = ("d-2", "c-1", {"status": "succeeded", "result": {"state": "starting"}})
+    assert platform.replies == [
+        said,
+        ("d-2", "c-2", {"status": "failed", "error": "a pump does not fly"}),
+        said,
+    ]
+    assert done == [("start", {"rpm": 900})]
+    assert device.stats.commands == 2
+
+
+async def test_an_http_device_that_listens_alone_is_turned_away_with_a_revoked_token(
+    platform: FakePlatform,
+) -> None:
+    device = await http_device(platform)
+    device.on_command = lambda name, params: None
+    async with running(device) as task:
+        await until(lambda: platform.polls > 1)
+        del platform.tokens["d-2"]
+        platform.commands["d-2"] = []
+        with pytest.raises(CredentialRefused):
+            async with asyncio.timeout(5):
+                await task
+    assert device.is_refused
 
 
 def test_the_delay_grows_is_bounded_and_begins_again() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 from pydantic import BaseModel, SecretStr
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -43,7 +42,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[dict
 
     yield read
     clear_contextvars()
-    structlog.reset_defaults()
+    log.configure("test", level="info", pretty=False)
 
 
 Lines = Callable[[], list[dict[str, object]]]
@@ -149,7 +148,7 @@ def test_below_the_level_nothing_is_written(capsys: pytest.CaptureFixture[str]) 
     log.logger("quiet").info("hello")
     logging.getLogger("quiet").info("hello")
     assert capsys.readouterr().out == ""
-    structlog.reset_defaults()
+    log.configure("test", level="info", pretty=False)
 
 
 def test_the_file_rotates_and_keeps_as_many_as_told(lines: Lines, tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_people_read_text_and_still_no_secret(capsys: pytest.CaptureFixture[str]
     assert "pump-1" in written
     assert not written.startswith("{")
     assert CANARY not in written
-    structlog.reset_defaults()
+    log.configure("test", level="info", pretty=False)
 
 
 def test_an_unknown_level_is_refused() -> None:

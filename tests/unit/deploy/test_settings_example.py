@@ -24,6 +24,12 @@ def test_every_service_is_in_it() -> None:
     assert set(CLASSES) == set(SERVICES)
 
 
+def test_it_says_what_a_setting_is_for_also_where_the_protocol_declares_it() -> None:
+    meanings = {setting.name: setting.meaning for setting in settings_of(CLASSES["ingest"])}
+    assert meanings["INGEST_WRITER"] == "Whether this process writes the historian."
+    assert meanings["INGEST_COAP_PORT"].startswith("Where devices speak CoAP")
+
+
 def test_copied_as_it_is_it_changes_nothing() -> None:
     lines = [line for line in example().splitlines() if line]
     assert all(line.startswith("#") for line in lines)

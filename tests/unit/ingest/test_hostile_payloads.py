@@ -1,15 +1,23 @@
 """Whatever bytes a device sends, decoding ends in points, in refusals or in a kind of error."""
 
 import json
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
+import cbor2
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.common.errors import Invalid, Malformed
+from libs.common.errors import AppError, Invalid, Malformed
+from libs.common.historian.point import Kind
+from services.ingest.domain import payload
+from services.ingest.domain.formats import FORMATS
 from services.ingest.domain.payload import Decoded, Window, decode
+from services.ingest.domain.protocol import PayloadFormat
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 WINDOW = Window.around(NOW, past=timedelta(days=365), ahead=timedelta(minutes=5))
@@ -42,7 +50,16 @@ def test_control_characters_in_names_and_times_stay_out_of_what_is_said_about_th
     assert all(refusal.detail.isprintable() for refusal in decoded.refused)
 
 
-@pytest.mark.parametrize("payload", [b'{"a": "\\ud800"}', b'{"a": "\\ud800\\u0041"}', b"\xff"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a": "\\ud800"}',
+        b'{"a": "\\ud800\\u0041"}',
+        b"\xff",
+        b'{"\xe2temp": 1}',
+        b'{"a": "\xff"}',
+    ],
+)
 def test_text_that_is_no_unicode_is_malformed(payload: bytes) -> None:
     with pytest.raises(Malformed):
         take(payload)
@@ -87,3 +104,80 @@ def test_any_bytes_are_taken_apart_or_refused(payload: bytes) -> None:
         take(payload)
     except (Malformed, Invalid):
         return
+
+
+# Payloads that are small, and would take long or fill the memory
+
+TAGS = b"m" + b"".join(b",t%d=v" % n for n in range(40_000)) + b" f=1"
+BIG_MANTISSA = b"\xa1\x61a\xc4\x82\x20\xc2\x5a\x00\x03\x00\x00" + b"\xff" * 0x30000
+"""{"a": 4([-1, <an integer of 196,608 bytes>])}"""
+
+
+@pytest.mark.parametrize(
+    ("written", "payload"),
+    [
+        pytest.param(PayloadFormat.INFLUX, TAGS, id="many-tags"),
+        pytest.param(PayloadFormat.CBOR, BIG_MANTISSA, id="big-decimal"),
+        pytest.param(PayloadFormat.CBOR, b"\x9a\0\x30\0\0" + b"\1" * 0x300000, id="many-items"),
+        pytest.param(PayloadFormat.INFLUX, b"x\n" * 1_000_000, id="many-bad-lines"),
+        pytest.param(
+            PayloadFormat.CSV,
+            b"ts," + b",".join(b"c%d" % n for n in range(999)) + (b"\n" + b",1" * 999) * 1_000,
+            id="wide-table",
+        ),
+    ],
+)
+def test_what_a_device_may_send_at_once_is_read_or_refused_soon(
+    written: PayloadFormat, payload: bytes
+) -> None:
+    began = time.process_time()
+    with suppress(AppError):
+        FORMATS[written](payload, NOW, WINDOW)
+    # Of the processor's time, not the clock's: each took from 2 s to 20 s before it was bounded.
+    assert time.process_time() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        pytest.param(PayloadFormat.JSON, json.dumps({f"m{n}": 1 for n in range(101)}), id="one"),
+        pytest.param(PayloadFormat.JSON, json.dumps([{"a": 1, "b": 2}] * 51), id="list"),
+        pytest.param(PayloadFormat.NDJSON, '{"a": 1, "b": null}\n' * 51, id="lines"),
+        pytest.param(PayloadFormat.CSV, "ts,a,b\n" + ",1,inf\n" * 51, id="table"),
+    ],
+)
+def test_a_message_with_more_points_than_are_taken_at_once_is_refused_whole(
+    written: PayloadFormat, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "MOST_POINTS", 100)
+    with pytest.raises(Invalid, match="at most 100 points"):
+        FORMATS[written](message.encode(), NOW, WINDOW)
+
+
+def test_a_number_that_only_cbor_can_write_is_refused_for_itself_and_never_a_text() -> None:
+    written = {
+        "huge": Decimal("1e1000000000"),
+        "long": 2**400,
+        "far": -(2**70),
+        "fine": Decimal("1.5"),
+    }
+    decoded = FORMATS[PayloadFormat.CBOR](cbor2.dumps(written), NOW, WINDOW)
+    assert [(p.metric, p.kind, p.value) for p in decoded.points] == [("fine", Kind.NUMBER, 1.5)]
+    assert {(r.metric, r.reason) for r in decoded.refused} == {
+        ("huge", "not_a_number"),
+        ("long", "not_a_number"),
+        ("far", "not_a_number"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("factor", "hint"),
+    [
+        (1e-3, "it is 10^3 times too little"),
+        (1e3, "it is 10^3 times too much"),
+    ],
+)
+def test_a_time_counted_in_another_unit_is_told_so(factor: float, hint: str) -> None:
+    ts = int(NOW.timestamp() * 1000 * factor)
+    [refusal] = decode(b'{"ts": %d, "values": {"temp": 1}}' % ts, NOW, WINDOW).refused
+    assert hint in refusal.detail

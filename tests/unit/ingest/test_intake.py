@@ -15,10 +15,11 @@ from libs.common.errors import Unavailable
 from libs.common.events.base import Message
 from libs.common.events.ingest import TelemetryReceived
 from libs.common.historian.point import Kind
+from services.ingest.domain import units
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Series, Source
 from services.ingest.domain.payload import Decoded, Window, decode
-from services.ingest.usecases.telemetry import Intake, IntakeLimits, accept
+from services.ingest.usecases.telemetry import MOST_UNITS, Intake, IntakeLimits, accept
 from tests.waiting import until
 
 MIB = 1024 * 1024
@@ -49,7 +50,9 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.made = 0
 
-    async def register(self, source: Source, kinds: dict[str, Kind], most: int) -> None:
+    async def register(
+        self, source: Source, kinds: dict[str, Kind], units: dict[str, str], most: int
+    ) -> None:
         await asyncio.sleep(0)
         for metric, kind in kinds.items():
             if metric not in source.series and len(source.series) < most:
@@ -95,6 +98,30 @@ async def test_an_error_that_nobody_thought_of_stops_the_intake_no_more_than_a_b
     assert await accept(intake, a_source(), read({"temp": 1}), within=timedelta(seconds=5)) == []
     assert await accept(intake, a_source(), read({"temp": 2}), within=timedelta(seconds=5)) == []
     assert [len(batch) for batch in bus.batches] == [1, 1]
+
+
+async def test_a_text_that_is_no_utf8_stops_nobody_s_points(intake: Intake, bus: FakeBus) -> None:
+    """No reader of ours makes one; but one in the batch that all share would stop it for ever."""
+    source = a_source()
+    source.series["mode"] = Series(2, Kind.TEXT)
+    within = timedelta(seconds=2)
+    decoded = read({"mode": "run", "temp": 1})
+    decoded.points[0] = decoded.points[0]._replace(value="\udcff")
+    (refusal,) = await accept(intake, source, decoded, within=within)
+    assert refusal.reason == "bad_text"
+    strange = read({"temp": 2})
+    strange.points.append(strange.points[0]._replace(metric="m\udcff"))
+    (refusal,) = await accept(intake, source, strange, within=within)
+    assert refusal.reason == "bad_metric_name"
+    intake.refuse_message(source, "malformed", "not \udcff", b"", nothing, received_at=NOON)
+    assert await accept(intake, a_source(), read({"temp": 3}), within=within) == []
+    refused = [each for batch in bus.batches for each in batch.refused]
+    assert [(each.metric, each.detail.isascii()) for each in refused][1:] == [
+        ("m?", True),
+        (None, True),
+    ]
+    assert b"\\udcff" in refused[0].payload
+    assert sum(len(batch) for batch in bus.batches) == 3
 
 
 async def test_ten_times_the_wrong_readings_take_about_ten_times_as_long(intake: Intake) -> None:
@@ -273,6 +300,32 @@ async def test_what_is_refused_is_named_by_its_reading_even_behind_metrics_too_m
         (1, "e", "too_many_metrics"),
         (2, "temp", "type_changed"),
     ]
+
+
+async def test_no_series_is_made_for_a_name_that_cannot_be_shown(intake: Intake) -> None:
+    source = a_source()
+    said = {"temp": 1, "te\nmp": 2, "\u202eevil": 3, "te\u200bmp": 4}
+    refusals = await accept(intake, source, read(said), within=timedelta(seconds=5))
+    assert {(refusal.metric, refusal.reason) for refusal in refusals} == {
+        (metric, "bad_metric_name") for metric in said if metric != "temp"
+    }
+    assert list(source.series) == ["temp"]
+
+
+async def test_a_message_with_a_thousand_strange_units_looks_few_of_them_up(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: set[str] = set()
+
+    def find_nothing(unit: str) -> None:
+        looked_up.add(unit)
+        raise units.UnknownUnit(unit)
+
+    monkeypatch.setattr(units, "_parsed", find_nothing)
+    readings = [{"values": {"temp": n}, "units": {"temp": f"unit{n}"}} for n in range(1_000)]
+    refusals = await accept(intake, a_source(), read(readings), within=timedelta(seconds=5))
+    assert [refusal.reason for refusal in refusals] == ["unknown_unit"] * 1_000
+    assert len(looked_up) == MOST_UNITS
 
 
 async def test_stopping_publishes_what_is_gathered_and_tells_it(bus: FakeBus) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
 
+from libs.common.clock import SystemClock
 from libs.common.db.transactions import Transactions
 from libs.common.errors import Unauthenticated, Unavailable
+from services.ingest.domain.credential import CredentialKind, Proof
 from services.ingest.domain.device import Source
 from services.ingest.domain.token import hash_token, new_token
 from services.ingest.store.store import IngestStore
@@ -21,6 +24,8 @@ class FakeTokens:
 
     def __init__(self) -> None:
         self.devices: dict[bytes, UUID] = {}
+        self.ids: dict[bytes, UUID] = {}
+        self.ends: dict[bytes, datetime] = {}
         self.error: Exception | None = None
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
@@ -32,17 +37,33 @@ class FakeTokens:
 
     async def let_in(self, sources: Sequence[Source]) -> set[UUID]:
         self.looks.append({source.device_id for source in sources})
-        answer = {s.device_id for s in sources if s.token_hash in self.devices}
+        answer = {
+            source.device_id
+            for source in sources
+            if all(shown in self.devices for _, shown in source.proofs)
+        }
         await self.look_gate.wait()
         return answer
 
-    async def source_of(self, token_hash: bytes) -> Source | None:
-        device_id = self.devices.get(token_hash)
+    async def source_of(
+        self, kind: CredentialKind, shown: bytes, named: UUID | None = None
+    ) -> Source | None:
+        device_id = self.devices.get(shown)
+        ends_at = self.ends.get(shown)
         self.asked.set()
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return None if device_id is None else Source(device_id, uuid4(), 1, 0, {})
+        if device_id is None:
+            return None
+        proofs = {(kind, shown): Proof(self.ids.setdefault(shown, uuid4()), ends_at)}
+        return Source(device_id, uuid4(), 1, 0, {}, proofs)
+
+    async def secret_of(
+        self, kind: CredentialKind, shown: bytes
+    ) -> tuple[Source, UUID, bytes] | None:
+        source = await self.source_of(kind, shown)
+        return None if source is None else (source, self.ids[shown], b"sealed")
 
 
 @pytest.fixture
@@ -51,8 +72,13 @@ def tokens() -> FakeTokens:
 
 
 @pytest.fixture
-def sources(tokens: FakeTokens) -> Sources:
-    return Sources(tokens, cast(Transactions[IngestStore], None), 4)
+def clock() -> SystemClock:
+    return SystemClock()
+
+
+@pytest.fixture
+def sources(tokens: FakeTokens, clock: SystemClock) -> Sources:
+    return Sources(tokens, cast(Transactions[IngestStore], None), 4, clock)
 
 
 async def test_a_device_removed_while_its_token_is_looked_up_stays_out(
@@ -145,12 +171,42 @@ async def test_a_device_that_came_by_another_token_while_it_was_looked_at_goes_o
     tokens.look_gate.clear()
     verification = asyncio.create_task(sources.verify())
     await until(lambda: bool(tokens.looks), "it was looked")
-    second = await sources.login(token)
+    login = asyncio.create_task(sources.login(token))
+    await until(lambda: len(tokens.looks) == 2, "it was looked whether it has the old one still")
     tokens.look_gate.set()
+    second = await login
     await verification
     assert first.is_revoked
     assert second is not first
     assert not second.is_revoked
+
+
+async def test_who_comes_again_and_again_is_looked_up_with_all_others_alone(
+    sources: Sources, tokens: FakeTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, elapsed_s = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + elapsed_s)
+    often, once = new_token(), new_token()
+    for token in (often, once):
+        tokens.devices[hash_token(token)] = uuid4()
+    first, seldom = await sources.login(often), await sources.login(once)
+    tokens.asked.clear()
+    for _ in range(5):
+        assert await sources.login(often) is first
+        elapsed_s += 30
+        await sources.verify()
+    assert await sources.login(often) is first
+    assert not tokens.asked.is_set()
+    # Who came once is forgotten, so that what is looked up does not grow for ever.
+    assert tokens.looks[-1] == {first.device_id, seldom.device_id}
+    await sources.login(once)
+    assert tokens.asked.is_set()
+    # And who is void is out, however often he comes.
+    tokens.devices.clear()
+    await sources.verify()
+    with pytest.raises(Unauthenticated):
+        await sources.login(often)
 
 
 async def log_in(sources: Sources, tokens: FakeTokens) -> Source:

@@ -9,11 +9,9 @@ TCP back-pressure, and memory stays bounded.
 import asyncio
 import os
 import socket
-import ssl
 import sys
-from collections import Counter, deque
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import cast
 from uuid import UUID
@@ -21,49 +19,64 @@ from uuid import UUID
 import structlog
 
 from libs.common.addresses import origin_of
-from libs.common.auth.guesses import Guesses
-from libs.common.bus.outcome import is_transient
-from libs.common.clock import Clock
-from libs.common.errors import AppError, TooManyRequests, Unauthenticated
+from libs.common.errors import AppError, Unauthenticated
+from services.ingest.domain.attribute import Scope
 from services.ingest.domain.channel import Channel
+from services.ingest.domain.command import Delivered, Outgoing
+from services.ingest.domain.credential import CredentialKind, fingerprint_of
 from services.ingest.domain.device import Source
-from services.ingest.domain.payload import Decoded, Window, decode
-from services.ingest.domain.token import hash_token
-from services.ingest.protocols.mqtt.codec import ConnectCode
-from services.ingest.protocols.mqtt.session import (
+from services.ingest.domain.payload import Read, decode
+from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.protocols.mqtt.actions import (
     Action,
     Authenticate,
     Close,
+    CommandAcknowledged,
     Deliver,
-    Limits,
-    Receipts,
+    Keep,
+    Room,
+    SaidAside,
     Send,
-    Session,
+    Subscribed,
+    Unsubscribed,
 )
-from services.ingest.usecases.presence import Presence
-from services.ingest.usecases.reports import Reports
-from services.ingest.usecases.sources import Sources
-from services.ingest.usecases.telemetry import Done, Intake
+from services.ingest.protocols.mqtt.admission import Admission, Capacity
+from services.ingest.protocols.mqtt.asides import Asides, Desk, Party
+from services.ingest.protocols.mqtt.edge_node import EdgeNode
+from services.ingest.protocols.mqtt.gateway_api import GatewayApi
+from services.ingest.protocols.mqtt.keeper import Keeper
+from services.ingest.protocols.mqtt.limits import Limits
+from services.ingest.protocols.mqtt.memory import Receipts
+from services.ingest.protocols.mqtt.packets import Properties, ReasonCode
+from services.ingest.protocols.mqtt.reading import form_of, read_by, reader_of
+from services.ingest.protocols.mqtt.session import Session
+from services.ingest.protocols.mqtt.tls import (
+    BACKLOG,
+    Certificate,
+    TlsListener,
+    certificate_of,
+    listen_at,
+)
+from services.ingest.protocols.mqtt.topics import Aside, Topics
+from services.ingest.protocols.mqtt.way_down import WayDown
+from services.ingest.protocols.mqtt.wills import PendingWill, Wills
+from services.ingest.usecases.inlet import Inlet, nothing
+from services.ingest.usecases.reception import Reception
 
 log = structlog.get_logger(__name__)
 
-TICK_S = 1.0
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
 REMEMBERED_RECEIPTS = 2_000
 CLOSING_GRACE_S = 2.0
 DEAD_PEER_S = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """How many connections one process bears."""
+SPEAKERS: dict[Aside, Callable[[Asides], Party]] = {
+    Aside.EDGE_NODE: EdgeNode,
+    Aside.GATEWAY: GatewayApi,
+}
 
-    connections: int
-    strangers: int
-    """Of these, such as have not logged in. They are not told from each other, so when they are
-    too many a device may have to come again; those logged in are not concerned."""
-    strangers_per_address: int
+Over = Callable[["Connection"], asyncio.Protocol]
+"""Makes what MQTT travels in, and what is a transport to the connection: a WebSocket."""
 
 
 class Endpoint:
@@ -71,64 +84,63 @@ class Endpoint:
 
     def __init__(
         self,
-        sources: Sources,
-        presence: Presence,
-        intake: Intake,
-        reports: Reports,
-        clock: Clock,
+        reception: Reception,
         *,
         limits: Limits,
-        past: timedelta,
-        ahead: timedelta,
         capacity: Capacity,
-        guesses: Guesses,
+        keeper: Keeper,
+        desk: Desk,
     ) -> None:
-        self.sources = sources
-        self.presence = presence
-        self.intake = intake
-        self.reports = reports
-        self.clock = clock
+        self.reception = reception
+        self.keeper = keeper
+        self.desk = desk
+        self.clock = reception.clock
         self.limits = limits
-        self._past = past
-        self._ahead = ahead
-        self._capacity = capacity
-        self.guesses = guesses
-        self._servers: list[asyncio.Server] = []
-        self._ticker: asyncio.Task[None] | None = None
-        self.connections: set[Connection] = set()
-        self._strangers: dict[Connection, str] = {}
-        """Those that have not logged in, with their origin."""
-        self._strangers_of: Counter[str] = Counter()
-        self._turned_away = 0
+        self._servers: list[asyncio.Server | TlsListener] = []
+        self.admission: Admission[Connection] = Admission(capacity)
+        self.connections = self.admission.connections
+        self.wills = Wills(desk.transactions, reception.spawn, capacity.connections)
         self.by_device: dict[UUID, Connection] = {}
         self.receipts: dict[UUID, Receipts] = {}
         """Of devices that are gone, for those that come back and send again what was not acknowledged."""
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.window = Window.around(clock.now(), past=past, ahead=ahead)
-        """Which times are believed; renewed every second."""
-        self.received_messages = 0
-        sources.on_revoked.append(self.cut)
-        intake.on_full.append(self._settle_all)
-        intake.on_room.append(self._settle_all)
+        reception.sources.on_revoked.append(self.cut)
+        reception.presence.on_taken_over.append(self.give_up)
+        reception.intake.on_full.append(self._settle_all)
+        reception.intake.on_room.append(self._settle_all)
+        reception.on_tick.append(self._tick)
 
-    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Open a port and return its number (for port 0, the one that was free)."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            partial(Connection, self),
-            host,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=self.limits.connect_timeout if tls else None,
-            backlog=1024,
+    async def listen(
+        self, host: str, port: int, tls: Certificate | None = None, over: Over | None = None
+    ) -> int:
+        """Open a port and return its number (for port 0, the one that was free).
+
+        `over` makes what MQTT travels in on this port, if anything: a WebSocket.
+        """
+
+        def answer() -> tuple[Connection, asyncio.Protocol]:
+            connection = Connection(self)
+            return connection, connection if over is None else over(connection)
+
+        if tls is None:
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(lambda: answer()[1], host, port, backlog=BACKLOG)
+            for listening in server.sockets:
+                _find_dead_peers(listening.fileno())
+            self._servers.append(server)
+            number: int = server.sockets[0].getsockname()[1]
+        else:
+            own = listen_at(host, port)
+            _find_dead_peers(own.fileno())
+            number = own.getsockname()[1]
+            reception, within_s = self.reception, self.limits.connect_timeout
+            self._servers.append(TlsListener(own, tls, answer, within_s, reception.spawn))
+        log.info(
+            "mqtt listens",
+            host=host,
+            port=number,
+            tls=tls is not None,
+            over=getattr(over, "__name__", None),
         )
-        for listening in server.sockets:
-            _find_dead_peers(listening.fileno())
-        self._servers.append(server)
-        if self._ticker is None:
-            self._ticker = asyncio.create_task(self._tick_forever(), name="ingest.mqtt.ticks")
-        number: int = server.sockets[0].getsockname()[1]
-        log.info("mqtt listens", host=host, port=number, tls=tls is not None)
         return number
 
     async def stop(self) -> None:
@@ -136,43 +148,46 @@ class Endpoint:
         for server in self._servers:
             server.close()
         for connection in list(self.connections):
-            connection.end("the server is going down")
-        if self._ticker is not None:
-            self._ticker.cancel()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, *filter(None, [self._ticker]), return_exceptions=True)
-        self._ticker = None
+            connection.end("the server is going down", ReasonCode.SERVER_SHUTTING_DOWN)
         self._servers.clear()
+        self.wills.take_all()
+        await self.keeper.stop()
 
     def cut(self, device_id: UUID, reason: str) -> None:
-        """Close a device's connection."""
+        """Close the connection of a device that may not go on."""
         connection = self.by_device.get(device_id)
         if connection is not None:
-            connection.end(reason)
+            connection.end(reason, ReasonCode.NOT_AUTHORIZED)
+        asides = self.desk.behind.get(device_id)
+        if asides is not None:
+            asides.forget(device_id)
 
-    def admit(self, connection: "Connection", origin: str) -> bool:
-        """Take a connection in, as a stranger, if there is room for it."""
-        capacity = self._capacity
-        if (
-            len(self.connections) >= capacity.connections
-            or len(self._strangers) >= capacity.strangers
-            or self._strangers_of[origin] >= capacity.strangers_per_address
-        ):
-            self._turned_away += 1
-            return False
-        self.connections.add(connection)
-        self._strangers[connection] = origin
-        self._strangers_of[origin] += 1
-        return True
+    def gateway_changed(self, device_id: UUID) -> None:
+        """Ask anew what a device may do for others."""
+        connection = self.by_device.get(device_id)
+        if connection is not None:
+            connection.gateway_changed()
 
-    def acquaint(self, connection: "Connection") -> None:
-        """Note that a connection has logged in, or has ended: it is no stranger any more."""
-        origin = self._strangers.pop(connection, None)
-        if origin is not None:
-            self._strangers_of[origin] -= 1
-            if not self._strangers_of[origin]:
-                del self._strangers_of[origin]
+    async def attributes_changed(self, tenant_id: UUID, device_id: UUID, names: list[str]) -> None:
+        """Tell a device that is connected, or whose gateway is, what was set for it."""
+        connection, asides = self.by_device.get(device_id), self.desk.behind.get(device_id)
+        if connection is None and asides is None:
+            return
+        async with self.desk.transactions.begin(tenant_id) as store:
+            shared = await store.attributes.get(device_id, Scope.SHARED)
+        values = {name: shared[name] for name in names if name in shared}
+        gone = [name for name in names if name not in shared]
+        if connection is not None:
+            topics = connection.topics
+            connection.tell(topics.attributes, topics.changed_attributes(values, gone))
+        if asides is not None:
+            asides.attributes_changed(device_id, values, gone)
+
+    def give_up(self, device_id: UUID) -> None:
+        """Close the connection of a device that has come by another one."""
+        connection = self.by_device.get(device_id)
+        if connection is not None:
+            connection.end("the device connected again", ReasonCode.SESSION_TAKEN_OVER)
 
     def keep_receipts(self, device_id: UUID, receipts: Receipts) -> None:
         """Remember what a device that is gone may send again; the oldest are forgotten."""
@@ -181,35 +196,44 @@ class Endpoint:
         if len(self.receipts) > REMEMBERED_RECEIPTS:
             del self.receipts[next(iter(self.receipts))]
 
-    def spawn(self, work: "asyncio.Task[None]") -> None:
-        """Hold on to a task until it is done; it ends with the endpoint."""
-        self.tasks.add(work)
-        work.add_done_callback(self.tasks.discard)
-
     def _settle_all(self) -> None:
         # All at once: each that were only stopped by its own next bytes would bring them first.
         for connection in list(self.connections):
             connection.settle_reading()
 
-    async def _tick_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(TICK_S)
-            at, now = self.clock.now(), loop.time()
-            self.window = Window.around(at, past=self._past, ahead=self._ahead)
-            if self._turned_away:
-                log.warning("too many connections, some turned away", count=self._turned_away)
-                self._turned_away = 0
-            for connection in list(self.connections):
-                try:
-                    connection.tick(at, now)
-                except Exception:
-                    # The others' deadlines, and the window of time, hang on this task.
-                    log.exception("a connection's deadline could not be looked at")
+    def _tick(self) -> None:
+        at, now = self.clock.now(), asyncio.get_running_loop().time()
+        self.admission.tell_turned_away()
+        self.wills.take_due(now)
+        for connection in list(self.connections):
+            try:
+                connection.tick(at, now)
+            except Exception:
+                # The others' deadlines hang on this task.
+                log.exception("a connection's deadline could not be looked at")
 
 
 class Connection(asyncio.Protocol):
     """One device's socket."""
+
+    __slots__ = (
+        "_asides",
+        "_endpoint",
+        "_inlet",
+        "_is_accepted",
+        "_is_congested",
+        "_is_kept",
+        "_is_reading",
+        "_loop",
+        "_origin",
+        "_properties",
+        "_read",
+        "_safe",
+        "_session",
+        "_transport",
+        "_way_down",
+        "_written",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -217,24 +241,51 @@ class Connection(asyncio.Protocol):
         self._session = Session(endpoint.limits, now=self._loop.time())
         self._transport: asyncio.Transport | None = None
         self._origin = ""
-        self._source: Source | None = None
+        self._inlet: Inlet | None = None
         self._is_reading = True
         self._is_congested = False
+        self._is_accepted = False
+        self._is_kept = False
         self._safe: list[int] = []
-        # Messages behind one that needs the database (a new metric, an alert), in order.
-        self._waiting: deque[Deliver] | None = None
+        # What the last message said of its payload, and how to read it; mostly the next says the same.
+        self._properties: Properties | None = None
+        self._read: Read = decode
+        self._written = PayloadFormat.JSON
+        self._way_down: WayDown | None = None
+        self._asides: Asides | None = None
+
+    @property
+    def is_introduced(self) -> bool:
+        """Whether it has said who it is."""
+        return self._session.is_introduced
+
+    @property
+    def largest_packet(self) -> int:
+        """The largest packet taken, in bytes."""
+        return self._endpoint.limits.max_packet_size
+
+    def meet(self, address: str) -> bool:
+        """Count as a stranger from that address; False if there is no room for one more.
+
+        Without TLS the connection does so by itself.
+        """
+        self._origin = origin_of(address)
+        return self._endpoint.admission.admit(self, self._origin)
 
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports keep asyncio's promise without deriving from its class.
         self._transport = transport = cast(asyncio.Transport, transport)
-        self._origin = origin_of(transport.get_extra_info("peername")[0])
-        if not self._endpoint.admit(self, self._origin):
+        if not self._origin and not self.meet(transport.get_extra_info("peername")[0]):
             transport.abort()
+        elif self._session.is_closed:
+            transport.abort()  # its TLS handshake took too long
+        self._session.has_certificate = certificate_of(transport) is not None
 
     def data_received(self, data: bytes) -> None:
-        self._carry_out(self._session.receive(data, self._endpoint.clock.now(), self._loop.time()))
+        at = self._endpoint.clock.now()
+        self._carry_out(self._session.receive(data, at, self._loop.time()))
         self.settle_reading()
 
     def eof_received(self) -> bool:
@@ -257,16 +308,41 @@ class Connection(asyncio.Protocol):
     # --- from the endpoint
 
     def tick(self, at: datetime, now: float) -> None:
-        """Look at the deadline."""
+        """Look at the deadline, and at what the device may send."""
         self._carry_out(self._session.tick(at, now))
+        if not self._is_reading:
+            self.settle_reading()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, code: ReasonCode = ReasonCode.ADMINISTRATIVE_ACTION) -> None:
         """Close the connection from our side."""
-        self._carry_out(self._session.close(reason, self._endpoint.clock.now()))
+        self._carry_out(self._session.close(reason, self._endpoint.clock.now(), code))
+
+    def gateway_changed(self) -> None:
+        """Ask anew for whom the device may speak."""
+        if self._asides is not None:
+            self._asides.look_again()
+
+    # --- to who speaks for others
+
+    @property
+    def topics(self) -> Topics:
+        """The device's topics."""
+        return self._session.topics
+
+    def tell(self, topic: bytes, payload: bytes) -> None:
+        """Tell the device something with QoS 0, if it listens."""
+        self._write(self._session.publish(topic, payload))
+
+    async def transmit(self, outgoing: Outgoing, topic: bytes, payload: bytes) -> Delivered:
+        """Send a command on a topic that is not the device's own; as `WayDown.send`."""
+        return await self._to_device().transmit(outgoing, payload, topic)
 
     def settle_reading(self) -> None:
         """Read from the socket if, and only if, more is welcome."""
-        if self._waiting is not None or self._endpoint.intake.is_full:
+        is_waiting = (self._inlet is not None and self._inlet.is_waiting) or (
+            self._asides is not None and self._asides.is_waiting
+        )
+        if is_waiting or self._endpoint.reception.intake.is_full:
             self._session.pause()
         else:
             self._session.resume(self._loop.time())
@@ -287,101 +363,89 @@ class Connection(asyncio.Protocol):
                 self._take(action)
             elif isinstance(action, Send):
                 self._write(action.data)
-            elif isinstance(action, Authenticate):
-                self._endpoint.spawn(
-                    self._loop.create_task(self._authenticate(action.device_id, action.password))
-                )
-            elif isinstance(action, Close):
+            else:
+                self._carry_out_rarer(action)
+
+    def _carry_out_rarer(self, action: Action) -> None:
+        match action:
+            case Authenticate():
+                self._endpoint.reception.spawn(self._authenticate(action))
+            case CommandAcknowledged(packet_id, code):
+                if self._way_down is not None:
+                    self._way_down.answered(packet_id, code)
+            case Room():
+                if self._way_down is not None:
+                    self._way_down.has_room()
+            case SaidAside():
+                self._take_aside(action)
+            case Subscribed():
+                self._open_way_down()
+            case Unsubscribed():
+                self._close_way_down()
+            case Keep(answer):
+                self._keep(answer)
+            case Close():
                 self._close(action)
 
     def _take(self, message: Deliver) -> None:
-        if self._source is None:
+        inlet = self._inlet
+        if inlet is None:
             return
-        self._endpoint.received_messages += 1
-        if self._waiting is not None:
-            self._waiting.append(message)
+        done = partial(self._durable, message.packet_id) if message.qos else nothing
+        if message.delay_s:
+            due = self._loop.time() + message.delay_s
+            self._endpoint.wills.postpone(inlet.source.device_id, PendingWill(message, inlet, due))
+        elif message.channel is not Channel.TELEMETRY:
+            self._endpoint.reception.met(inlet.source, Protocol.MQTT)
+            inlet.take(message.channel, message.payload, message.received_at, done)
+        else:
+            read = self._reader(inlet.source, message.properties, message.payload)
+            inlet.take(message.channel, message.payload, message.received_at, done, read)
+
+    def _reader(self, source: Source, properties: Properties | None, payload: bytes) -> Read:
+        if properties is None:
+            written = self._session.topics.written or form_of(source, payload)
+            self._endpoint.reception.met(source, Protocol.MQTT, written)
+            return reader_of(written)
+        if properties is not self._properties or properties.content_type is None:
+            self._written, self._read = read_by(source, properties, payload)
+            self._properties = properties
+        self._endpoint.reception.met(source, Protocol.MQTT, self._written)
+        return self._read
+
+    def _take_aside(self, said: SaidAside) -> None:
+        inlet = self._inlet
+        if inlet is None:
             return
-        if message.channel is not Channel.TELEMETRY or not self._take_telemetry(message):
-            self._waiting = deque([message])
-            self._endpoint.spawn(self._loop.create_task(self._work_off()))
+        if self._asides is None:
+            self._asides = Asides(self._endpoint.desk, inlet, self, SPEAKERS)
+        self._endpoint.reception.met(inlet.source, Protocol.MQTT)
+        self._asides.take(said, partial(self._durable, said.packet_id) if said.qos else nothing)
 
-    def _take_telemetry(self, message: Deliver) -> bool:
-        """Hand a message's points on; False if a new series must be registered first."""
-        assert self._source is not None
-        intake = self._endpoint.intake
-        payload = message.payload
-        try:
-            decoded = decode(payload, message.received_at, self._endpoint.window)
-        except AppError as error:
-            self._refuse(message, error.slug, error.detail)
-            return True
-        if not intake.knows(self._source, decoded.points):
-            return False
-        intake.add(self._source, decoded, self._done(message))
-        return True
+    def _to_device(self) -> WayDown:
+        if self._way_down is None:
+            self._way_down = WayDown(self._session, self._endpoint.clock, self._write)
+        return self._way_down
 
-    async def _work_off(self) -> None:
-        """Take the messages that wait, one after the other, until none is left."""
-        assert self._waiting is not None
-        pause_s = FIRST_PAUSE_S
-        while self._waiting:
-            message = self._waiting[0]
-            try:
-                await self._take_slowly(message)
-            except Exception as error:
-                if not is_transient(error):
-                    # Ours to find, not the device's to suffer: kept with its reason.
-                    log.exception("a message could not be taken")
-                    self._refuse(message, "internal", "the platform failed to take it")
-                elif self._session.is_closed:
-                    # Not acknowledged, so the device has them still; a will is lost.
-                    log.warning("messages not taken", count=len(self._waiting))
-                    break
-                else:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-                    continue
-            pause_s = FIRST_PAUSE_S
-            self._waiting.popleft()
-        self._waiting = None
-        self.settle_reading()
+    def _open_way_down(self) -> None:
+        if self._inlet is not None:
+            self._endpoint.reception.downlinks.attach(self._inlet.source, self._to_device().send)
 
-    async def _take_slowly(self, message: Deliver) -> None:
-        assert self._source is not None
-        endpoint = self._endpoint
-        if message.channel is Channel.TELEMETRY:
-            if not self._take_telemetry(message):
-                decoded: Decoded = decode(message.payload, message.received_at, endpoint.window)
-                await endpoint.intake.register(self._source, decoded)
-                endpoint.intake.add(self._source, decoded, self._done(message))
-            return
-        try:
-            await endpoint.reports.take(
-                self._source, message.channel, message.payload, message.received_at
+    def _close_way_down(self) -> None:
+        if self._way_down is not None and self._inlet is not None:
+            self._endpoint.reception.downlinks.detach(self._inlet.source, self._way_down.send)
+
+    def _keep(self, answer: bytes) -> None:
+        """Write the session down, and answer when that is safe."""
+        if self._inlet is not None:
+            kept = self._endpoint.keeper.save(
+                self._inlet.source, self._session.kept, self._session.expiry_s, is_over=False
             )
-        except AppError as error:
-            if is_transient(error):
-                raise
-            self._refuse(message, error.slug, error.detail)
-            return
-        self._done(message)()
+            kept.add_done_callback(partial(self._answer, answer))
 
-    def _refuse(self, message: Deliver, reason: str, detail: str) -> None:
-        assert self._source is not None
-        self._endpoint.intake.refuse_message(
-            self._source,
-            reason,
-            detail,
-            message.payload,
-            self._done(message),
-            received_at=message.received_at,
-            channel=message.channel,
-        )
-
-    def _done(self, message: Deliver) -> Done:
-        if message.qos == 0:
-            return _nothing
-        return partial(self._durable, message.packet_id)
+    def _answer(self, answer: bytes, kept: "asyncio.Future[None]") -> None:
+        if not kept.cancelled():
+            self._write(answer)
 
     def _durable(self, packet_id: int) -> None:
         """A message is safe: acknowledge it, together with those of the same moment."""
@@ -396,57 +460,74 @@ class Connection(asyncio.Protocol):
             if not self._is_reading:
                 self.settle_reading()
 
-    async def _authenticate(self, device_id: UUID, password: bytes) -> None:
-        endpoint = self._endpoint
-        token = password.decode("ascii", "replace")
+    async def _authenticate(self, asked: Authenticate) -> None:
+        named = str(asked.device_id or "")
         try:
-            source = await self._log_in(token)
-            if source.device_id != device_id:
-                raise Unauthenticated("the token is another device's")
+            source = await self._source_of(asked)
+            if not self._session.is_closed:
+                await self._welcome(source, asked)
         except Unauthenticated as error:
-            log.info("mqtt login refused", device=str(device_id), reason=error.detail)
-            self._carry_out(self._session.refused(ConnectCode.BAD_CREDENTIALS))
-            return
+            log.info("mqtt login refused", device=named, reason=error.detail)
+            self._carry_out(self._session.refused(ReasonCode.BAD_USER_NAME_OR_PASSWORD))
         except AppError as error:
-            log.warning("mqtt login not possible", device=str(device_id), reason=error.detail)
-            self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
-            return
+            log.warning("mqtt login not possible", device=named, reason=error.detail)
+            self._carry_out(self._session.refused(ReasonCode.SERVER_UNAVAILABLE))
         except Exception:
             # Ours to find. Without an answer the device would wait, and then be told of a timeout.
-            log.exception("mqtt login failed", device=str(device_id))
-            self._carry_out(self._session.refused(ConnectCode.SERVER_UNAVAILABLE))
-            return
-        if self._session.is_closed:
-            return
-        older = endpoint.by_device.get(device_id)
-        if older is not None and older is not self:
-            older.end("the device connected again")
-        self._source = source
-        endpoint.acquaint(self)
+            log.exception("mqtt login failed", device=named)
+            self._carry_out(self._session.refused(ReasonCode.SERVER_UNAVAILABLE))
+
+    async def _source_of(self, asked: Authenticate) -> Source:
+        """Return the device that has proven itself. Raises as `Reception.login`."""
+        reception = self._endpoint.reception
+        if asked.by_certificate:
+            assert self._transport is not None
+            shown = certificate_of(self._transport)
+            assert shown is not None
+            return await reception.sources.login_by(
+                CredentialKind.CERTIFICATE, fingerprint_of(shown), asked.device_id
+            )
+        source = await reception.login(asked.password.decode("ascii", "replace"), self._origin)
+        if asked.device_id not in (None, source.device_id):
+            raise Unauthenticated("the token is another device's")
+        return source
+
+    async def _welcome(self, source: Source, asked: Authenticate) -> None:
+        """Put the connection in the place of the device's older one, and let it begin.
+
+        Raises Unavailable if its session cannot be looked up now.
+        """
+        endpoint, device_id = self._endpoint, source.device_id
+        self._session.device_id = device_id
+        if endpoint.by_device.get(device_id) is not self:
+            endpoint.give_up(device_id)
+        self._inlet = Inlet(endpoint.reception, source, self.settle_reading)
+        endpoint.admission.acquaint(self)
         endpoint.by_device[device_id] = self
-        endpoint.presence.came(source, "connected by MQTT")
+        endpoint.reception.met(source, Protocol.MQTT, self._session.topics.written)
+        # Said before the session is looked for: that is what makes another process give it up.
+        endpoint.reception.presence.came(source, "connected by MQTT")
+        kept = None
+        self._is_kept = asked.resumes or self._session.is_persistent
+        if self._is_kept:
+            kept = await endpoint.keeper.take(source, self._session.expiry_s, resumes=asked.resumes)
+            if self._session.is_closed:
+                if kept is not None and device_id not in endpoint.by_device:
+                    endpoint.keeper.save(source, kept, self._session.expiry_s, is_over=True)
+                return
+        else:
+            endpoint.keeper.forget(source)
+        endpoint.wills.drop(device_id)
+        self._is_accepted = True
         self._carry_out(
             self._session.accepted(
-                self._loop.time(), receipts=endpoint.receipts.pop(device_id, None)
+                self._loop.time(),
+                receipts=endpoint.receipts.pop(device_id, None),
+                kept=kept,
+                quota=endpoint.reception.quotas.of(source),
             )
         )
         self.settle_reading()
-
-    async def _log_in(self, token: str) -> Source:
-        """Return the device whose token it is, as Sources.login; too many guesses must wait."""
-        guesses = self._endpoint.guesses
-        token_hash = hash_token(token)
-        if guesses.is_refused(token_hash, self._loop.time()):
-            raise Unauthenticated("the token is not valid")
-        if guesses.wait_s(token_hash, self._origin, self._loop.time()) > 0:
-            raise TooManyRequests("too many tokens from its address were not valid")
-        try:
-            source = await self._endpoint.sources.login(token)
-        except Unauthenticated:
-            guesses.failed(token_hash, self._origin, self._loop.time())
-            raise
-        guesses.passed(token_hash)
-        return source
 
     def _close(self, action: Close) -> None:
         log.info(
@@ -463,13 +544,28 @@ class Connection(asyncio.Protocol):
 
     def _leave(self, reason: str) -> None:
         endpoint = self._endpoint
-        endpoint.connections.discard(self)
-        endpoint.acquaint(self)
-        source = self._source
-        if source is not None and endpoint.by_device.get(source.device_id) is self:
+        endpoint.admission.release(self)
+        if self._inlet is None:
+            return
+        self._close_way_down()
+        if self._way_down is not None:
+            self._way_down.close()
+        self._inlet.close()
+        if self._asides is not None:
+            self._asides.close(reason)
+        source = self._inlet.source
+        endpoint.reception.quotas.keep(source)
+        if self._is_accepted:
+            self._is_accepted = False
+            if self._session.is_persistent:
+                kept, expiry_s = self._session.kept, self._session.expiry_s
+                endpoint.keeper.save(source, kept, expiry_s, is_over=True)
+            elif self._is_kept:
+                endpoint.keeper.forget(source)
+        if endpoint.by_device.get(source.device_id) is self:
             del endpoint.by_device[source.device_id]
             endpoint.keep_receipts(source.device_id, self._session.receipts)
-            endpoint.presence.went(source, reason)
+            endpoint.reception.presence.went(source, reason)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():
@@ -488,7 +584,3 @@ def _find_dead_peers(listening: int) -> None:
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_PEER_S // 8)
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000)
-
-
-def _nothing() -> None:
-    """What is done about a message that wants no acknowledgement."""

@@ -1,6 +1,6 @@
 """What a device puts on the wire, written down independently of the code under test."""
 
-from services.ingest.protocols.mqtt.codec import (
+from services.ingest.protocols.mqtt.packets import (
     Connect,
     Disconnect,
     Packet,

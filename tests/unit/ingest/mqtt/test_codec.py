@@ -2,12 +2,19 @@
 
 import pytest
 
-from services.ingest.protocols.mqtt.codec import (
+from services.ingest.protocols.mqtt.body import encode_variable
+from services.ingest.protocols.mqtt.decoder import Decoder
+from services.ingest.protocols.mqtt.encoder import (
     PINGRESP,
     SUBSCRIPTION_REFUSED,
+    encode_connack,
+    encode_pubacks,
+    encode_publish,
+    encode_suback,
+    encode_unsuback,
+)
+from services.ingest.protocols.mqtt.packets import (
     Connect,
-    ConnectCode,
-    Decoder,
     Disconnect,
     Packet,
     Pingreq,
@@ -17,16 +24,11 @@ from services.ingest.protocols.mqtt.codec import (
     Publish,
     Pubrec,
     Pubrel,
+    ReasonCode,
     Subscribe,
     Unsubscribe,
     UnsupportedConnect,
     Will,
-    encode_connack,
-    encode_pubacks,
-    encode_publish,
-    encode_remaining_length,
-    encode_suback,
-    encode_unsuback,
 )
 
 # Protocol name, level 4, clean session, no keep-alive, client id "d".
@@ -149,13 +151,13 @@ def test_a_known_topic_never_reaches_beyond_its_packet() -> None:
     ],
 )
 def test_the_remaining_length_takes_one_to_four_bytes(length: int, encoded: bytes) -> None:
-    assert encode_remaining_length(length) == encoded
+    assert encode_variable(length) == encoded
 
 
 @pytest.mark.parametrize("length", [127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
 def test_a_publish_of_every_size_of_header_is_read(length: int) -> None:
     payload = b"x" * (length - 3)
-    data = b"\x30" + encode_remaining_length(length) + b"\x00\x01t" + payload
+    data = b"\x30" + encode_variable(length) + b"\x00\x01t" + payload
     assert decode(data, max_packet_size=3_000_000) == [Publish(b"t", payload)]
     pieces = (data[:2], data[2:3], data[3:4], data[4:100], data[100:])
     assert decode(*pieces, max_packet_size=3_000_000) == [Publish(b"t", payload)]
@@ -163,7 +165,7 @@ def test_a_publish_of_every_size_of_header_is_read(length: int) -> None:
 
 def test_nothing_larger_than_mqtt_allows_is_written() -> None:
     with pytest.raises(ValueError, match="larger than MQTT allows"):
-        encode_remaining_length(268_435_456)
+        encode_variable(268_435_456)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_what_lay_before_an_offence_is_handed_over_with_it() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"\x10\x10\x00\x04MQTT\x05\x02\x00\x3c\x03\x21\x00\x14\x00\x00", ("MQTT", 5)),
+        (b"\x10\x10\x00\x04MQTT\x06\x02\x00\x3c\x03\x21\x00\x14\x00\x00", ("MQTT", 6)),
         (b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01d", ("MQIsdp", 3)),
         (b"\x10\x0d\x00\x04MQTT\x03\x02\x00\x00\x00\x01d", ("MQTT", 3)),
         (b"\x10\x0d\x00\x04MQTT\x84\x02\x00\x00\x00\x01d", ("MQTT", 0x84)),
@@ -345,9 +347,9 @@ def test_bytes_of_any_kind_are_taken_and_payloads_are_bytes() -> None:
 
 
 def test_what_a_server_says() -> None:
-    assert encode_connack(ConnectCode.ACCEPTED) == b"\x20\x02\x00\x00"
-    assert encode_connack(ConnectCode.ACCEPTED, session_present=True) == b"\x20\x02\x01\x00"
-    assert encode_connack(ConnectCode.NOT_AUTHORIZED, session_present=True) == b"\x20\x02\x00\x05"
+    assert encode_connack(ReasonCode.SUCCESS) == b"\x20\x02\x00\x00"
+    assert encode_connack(ReasonCode.SUCCESS, session_present=True) == b"\x20\x02\x01\x00"
+    assert encode_connack(ReasonCode.NOT_AUTHORIZED, session_present=True) == b"\x20\x02\x00\x05"
     assert encode_pubacks([]) == b""
     assert encode_pubacks([1, 0xFFFF]) == b"\x40\x02\x00\x01\x40\x02\xff\xff"
     assert encode_suback(10, [0, 1, SUBSCRIPTION_REFUSED]) == b"\x90\x05\x00\x0a\x00\x01\x80"

@@ -5,9 +5,11 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ingest.protocols.mqtt.codec import (
+from services.ingest.protocols.mqtt.body import encode_variable
+from services.ingest.protocols.mqtt.decoder import Decoder
+from services.ingest.protocols.mqtt.encoder import encode_publish
+from services.ingest.protocols.mqtt.packets import (
     Connect,
-    Decoder,
     Disconnect,
     Packet,
     Pingreq,
@@ -20,8 +22,6 @@ from services.ingest.protocols.mqtt.codec import (
     Subscribe,
     Unsubscribe,
     Will,
-    encode_publish,
-    encode_remaining_length,
 )
 from tests.unit.ingest.mqtt import device_packets
 
@@ -143,7 +143,7 @@ def test_what_a_server_publishes_a_device_would_write_alike(message: Publish) ->
 
 @given(st.integers(0, 268_435_455))
 def test_a_remaining_length_is_written_as_the_standard_computes_it(length: int) -> None:
-    encoded = encode_remaining_length(length)
+    encoded = encode_variable(length)
     assert sum((byte & 127) << 7 * place for place, byte in enumerate(encoded)) == length
     assert [byte >= 128 for byte in encoded] == [True] * (len(encoded) - 1) + [False]
     assert len(encoded) == 1 or encoded[-1] != 0

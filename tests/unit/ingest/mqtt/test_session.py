@@ -1,25 +1,28 @@
 """What a device may do on its connection and what becomes of it, story by story."""
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from services.ingest.domain.channel import Channel
-from services.ingest.protocols.mqtt.codec import ConnectCode
-from services.ingest.protocols.mqtt.session import (
+from services.ingest.protocols.mqtt.actions import (
     Action,
     Authenticate,
     Cause,
     Close,
     CommandAcknowledged,
     Deliver,
-    Limits,
+    SaidAside,
     Send,
-    Session,
     Subscribed,
     Unsubscribed,
 )
+from services.ingest.protocols.mqtt.limits import Limits
+from services.ingest.protocols.mqtt.packets import ReasonCode
+from services.ingest.protocols.mqtt.session import Session
+from services.ingest.protocols.mqtt.topics import Aside
+from tests.unit.ingest.mqtt import device_packets as packets
 from tests.unit.ingest.mqtt.device_packets import (
     DEVICE,
     DISCONNECT,
@@ -108,7 +111,10 @@ def test_a_device_with_its_token_comes_in() -> None:
 def test_a_wrong_token_is_answered_and_the_connection_closed() -> None:
     device = Conversation()
     device.says(connect())
-    assert refusal(4, device.session.refused(ConnectCode.BAD_CREDENTIALS)) == "bad credentials"
+    assert (
+        refusal(4, device.session.refused(ReasonCode.BAD_USER_NAME_OR_PASSWORD))
+        == "bad user name or password"
+    )
     assert device.accept() == []
     assert device.session.is_closed
 
@@ -126,7 +132,7 @@ def test_a_wrong_token_is_answered_and_the_connection_closed() -> None:
         (connect("+", "+"), 4, "the user name is no device id"),
         (connect(DEVICE.upper(), DEVICE.upper()), 4, "the user name is no device id"),
         (connect("{" + DEVICE + "}", "{" + DEVICE + "}"), 4, "the user name is no device id"),
-        (b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01dx", 1, "protocol 'MQTT' level 5"),
+        (b"\x10\x0f\x00\x04MQTT\x06\x02\x00\x3c\x00\x00\x01dx", 1, "protocol 'MQTT' level 6"),
         (b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01d", 1, "protocol 'MQIsdp' level 3"),
     ],
 )
@@ -178,7 +184,7 @@ def test_what_a_device_sends_before_its_connack_is_taken_afterwards_in_order() -
 def test_what_was_held_for_a_device_refused_is_forgotten() -> None:
     device = Conversation()
     device.says(connect(), publish(packet_id=1))
-    assert len(device.session.refused(ConnectCode.BAD_CREDENTIALS)) == 2
+    assert len(device.session.refused(ReasonCode.BAD_USER_NAME_OR_PASSWORD)) == 2
 
 
 def test_only_so_much_is_held() -> None:
@@ -254,11 +260,6 @@ def test_what_came_before_a_foreign_topic_is_delivered_and_what_came_after_is_no
 def test_what_came_before_a_violation_is_delivered() -> None:
     actions = connected().says(publish(packet_id=1), b"\xf0\x00")
     assert [type(action) for action in actions] == [Deliver, Close]
-
-
-def test_a_publish_of_qos_2_closes_the_connection_for_now() -> None:
-    assert closing(Cause.UNSUPPORTED, connected().says(publish(packet_id=1, qos=2))) == "QoS 2"
-    assert closing(Cause.UNSUPPORTED, connected().says(b"\x62\x02\x00\x01")) == "QoS 2"
 
 
 def test_a_message_too_large_closes_the_connection() -> None:
@@ -484,7 +485,7 @@ def test_a_device_subscribes_to_its_commands_and_to_nothing_else() -> None:
             (b"$share/a/" + topic("commands"), 1),
         )
     )
-    assert actions == [Send(b"\x90\x09\x00\x07\x00\x01\x80\x80\x80\x80\x80"), Subscribed()]
+    assert actions == [Send(b"\x90\x09\x00\x07\x00\x02\x80\x80\x80\x80\x80"), Subscribed()]
     assert device.session.is_subscribed
 
 
@@ -492,14 +493,14 @@ def test_a_subscription_refused_is_none() -> None:
     device = connected()
     assert device.says(subscribe(7, (b"#", 1))) == [Send(b"\x90\x03\x00\x07\x80")]
     assert not device.session.is_subscribed
-    assert device.session.publish_command(b"stop", qos=1) is None
+    assert device.session.publish_command(uuid4(), b"stop", qos=1) is None
 
 
 def test_a_command_goes_out_and_its_answer_comes_back() -> None:
     device = connected()
     device.says(subscribe(1, (topic("commands"), 1)))
-    first = device.session.publish_command(b"stop", qos=1)
-    second = device.session.publish_command(b"go", qos=1)
+    first = device.session.publish_command(uuid4(), b"stop", qos=1)
+    second = device.session.publish_command(uuid4(), b"go", qos=1)
     assert first is not None
     assert second is not None
     assert first.data == publish("commands", b"stop", packet_id=1)
@@ -513,7 +514,7 @@ def test_a_command_goes_out_and_its_answer_comes_back() -> None:
 def test_a_command_has_no_higher_qos_than_was_granted() -> None:
     device = connected()
     device.says(subscribe(1, (topic("commands"), 0)))
-    command = device.session.publish_command(b"stop", qos=1)
+    command = device.session.publish_command(uuid4(), b"stop", qos=1)
     assert command is not None
     assert command.packet_id == 0
     assert command.data == publish("commands", b"stop")
@@ -522,11 +523,11 @@ def test_a_command_has_no_higher_qos_than_was_granted() -> None:
 def test_commands_wait_for_a_device_that_answers_none() -> None:
     device = connected(send_window=2)
     device.says(subscribe(1, (topic("commands"), 1)))
-    assert device.session.publish_command(b"1", qos=1) is not None
-    assert device.session.publish_command(b"2", qos=1) is not None
-    assert device.session.publish_command(b"3", qos=1) is None
+    assert device.session.publish_command(uuid4(), b"1", qos=1) is not None
+    assert device.session.publish_command(uuid4(), b"2", qos=1) is not None
+    assert device.session.publish_command(uuid4(), b"3", qos=1) is None
     device.says(puback(1))
-    third = device.session.publish_command(b"3", qos=1)
+    third = device.session.publish_command(uuid4(), b"3", qos=1)
     assert third is not None
     assert third.packet_id == 3
 
@@ -534,15 +535,15 @@ def test_commands_wait_for_a_device_that_answers_none() -> None:
 def test_a_packet_id_of_an_unanswered_command_is_not_used_again() -> None:
     device = connected()
     device.says(subscribe(1, (topic("commands"), 1)))
-    device.session.publish_command(b"unanswered", qos=1)
+    device.session.publish_command(uuid4(), b"unanswered", qos=1)
     seen = set()
     for _ in range(65_534):
-        command = device.session.publish_command(b"", qos=1)
+        command = device.session.publish_command(uuid4(), b"", qos=1)
         assert command is not None
         seen.add(command.packet_id)
         device.says(puback(command.packet_id))
     assert seen == set(range(2, 65_536))
-    again = device.session.publish_command(b"", qos=1)
+    again = device.session.publish_command(uuid4(), b"", qos=1)
     assert again is not None
     assert again.packet_id == 2
 
@@ -557,7 +558,7 @@ def test_a_device_unsubscribes() -> None:
         Send(b"\xb0\x02\x00\x04"),
         Unsubscribed(),
     ]
-    assert device.session.publish_command(b"stop", qos=0) is None
+    assert device.session.publish_command(uuid4(), b"stop", qos=0) is None
 
 
 # Leaving
@@ -580,9 +581,7 @@ def test_the_will_of_a_device_that_is_lost_is_delivered() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "packet", [b"\xf0\x00", publish(device=OTHER_DEVICE), publish(packet_id=1, qos=2)]
-)
+@pytest.mark.parametrize("packet", [b"\xf0\x00", publish(device=OTHER_DEVICE)])
 def test_the_will_of_a_device_that_is_closed_for_its_fault_is_delivered(packet: bytes) -> None:
     actions = connected(will=WILL).says(packet)
     assert actions[:-1] == [LAST_WORD]
@@ -614,3 +613,60 @@ def test_a_device_never_accepted_leaves_no_will() -> None:
     assert closing(Cause.LOST, device.session.connection_lost(NOON))
     assert device.accept() == []
     assert device.deadline() is None
+
+
+# Sparkplug, and what is told beside commands
+
+
+def test_a_connect_larger_than_anybody_needs_is_not_kept_until_it_is_whole() -> None:
+    """Whoever it is may send one, and thousands at once."""
+    device = Conversation()
+    [end] = device.says(b"\x10" + b"\x81\x80\x01")  # 16,385 bytes, of which none is here
+    assert isinstance(end, Close)
+    assert end.cause is Cause.VIOLATION
+    accepted = connected()
+    payload = b" " * 100_000
+    [taken] = accepted.says(publish(payload=payload, packet_id=1))
+    assert isinstance(taken, Deliver)
+
+
+def test_an_edge_node_s_words_are_handed_over_aside_and_acknowledged_as_others() -> None:
+    device = connected()
+    said = packets.packet(0x32, packets.field(b"spBv1.0/plant/NBIRTH/edge") + b"\0\7birth")
+    assert device.says(said) == [
+        SaidAside(Aside.EDGE_NODE, "spBv1.0/plant/NBIRTH/edge", b"birth", 7, 1, NOON)
+    ]
+    assert device.session.acknowledge([7], device.seconds) == puback(7)
+
+
+def test_who_waits_for_its_host_is_told_at_once_that_it_is_there() -> None:
+    device = connected()
+    suback, state = device.says(subscribe(1, (b"spBv1.0/STATE/scada", 1)))
+    assert suback == Send(b"\x90\x03\x00\x01\x01")
+    assert isinstance(state, Send)
+    assert b"spBv1.0/STATE/scada" in state.data
+    assert b'"online":true' in state.data
+
+
+@pytest.mark.parametrize(
+    "topic_filter",
+    [
+        *[b"#", b"spBv1.0/#", b"spBv1.0/+/NDATA/#", b"spBv1.0/plant/DDATA/edge", b"+/STATE/x"],
+        *[b"v1/gateway/rpc", b"v1/devices/+/attributes", b"spBv1.0/plant/NCMD/" + 1_024 * b"x"],
+    ],
+)
+def test_what_is_said_to_others_nobody_may_hear(topic_filter: bytes) -> None:
+    device = connected()
+    assert device.says(subscribe(1, (topic_filter, 1))) == [Send(b"\x90\x03\x00\x01\x80")]
+
+
+def test_a_device_has_so_many_subscriptions_and_no_more() -> None:
+    device = connected()
+    for number in range(1_100):
+        device.says(subscribe(1, (b"spBv1.0/plant/DCMD/edge/%d" % number, 1)))
+    assert device.says(subscribe(2, (b"spBv1.0/plant/DCMD/edge/more", 1))) == [
+        Send(b"\x90\x03\x00\x02\x80")
+    ]
+    assert device.says(subscribe(3, (b"spBv1.0/plant/DCMD/edge/7", 0))) == [
+        Send(b"\x90\x03\x00\x03\x00")
+    ]

@@ -1,24 +1,25 @@
 """A device and an endpoint that do anything in any order, against a small model of the promises."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.ingest.protocols.mqtt.codec import ConnectCode
-from services.ingest.protocols.mqtt.session import (
+from services.ingest.protocols.mqtt.actions import (
     Action,
     Authenticate,
     Close,
     CommandAcknowledged,
     Deliver,
-    Limits,
     Send,
-    Session,
     Subscribed,
     Unsubscribed,
 )
+from services.ingest.protocols.mqtt.limits import Limits
+from services.ingest.protocols.mqtt.packets import ReasonCode
+from services.ingest.protocols.mqtt.session import Session
 from tests.unit.ingest.mqtt.device_packets import (
     DISCONNECT,
     OTHER_DEVICE,
@@ -172,7 +173,6 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
                 DISCONNECT,
                 connect(),
                 publish(device=OTHER_DEVICE),
-                publish(packet_id=1, qos=2),
                 b"\xf0\x00",
             ]
         )
@@ -199,7 +199,7 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.seconds > 3)
     def refuses(self) -> None:
-        self.carry_out(self.session.refused(ConnectCode.BAD_CREDENTIALS))
+        self.carry_out(self.session.refused(ReasonCode.BAD_USER_NAME_OR_PASSWORD))
 
     @rule(start=st.integers(0, 2), count=st.integers(1, 4), unknown=st.lists(few_packet_ids))
     def makes_safe(self, start: int, count: int, unknown: list[int]) -> None:
@@ -215,7 +215,7 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
 
     @rule(qos=st.integers(0, 1))
     def sends_a_command(self, qos: int) -> None:
-        command = self.session.publish_command(b"stop", qos=qos)
+        command = self.session.publish_command(uuid4(), b"stop", qos=qos)
         if command is None:
             assert not self.is_subscribed or self.is_closed or len(self.commands) == 2
             return
@@ -268,10 +268,10 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
         assert self.session.close("revoked", self.at) == []
         assert self.session.receive(PINGREQ, self.at, self.seconds) == []
         assert self.session.accepted(self.seconds) == []
-        assert self.session.refused(ConnectCode.BAD_CREDENTIALS) == []
+        assert self.session.refused(ReasonCode.BAD_USER_NAME_OR_PASSWORD) == []
         assert self.session.tick(self.at, self.seconds + 1e9) == []
         assert self.session.acknowledge(range(1, 10), self.seconds) == b""
-        assert self.session.publish_command(b"stop", qos=1) is None
+        assert self.session.publish_command(uuid4(), b"stop", qos=1) is None
 
 
 DeviceAndEndpoint.TestCase.settings = settings(
