@@ -251,7 +251,7 @@ async def test_a_pausing_service_can_be_stopped_and_its_events_wait(bus_world: W
     await bus_world.say(bus, "one", "two")
     await eventually(lambda: len(listener.calls) >= 2)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await bus.stop()
 
     await bus_world.service((subscription, healed))

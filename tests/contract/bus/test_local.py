@@ -48,7 +48,7 @@ async def test_a_log_that_hangs_is_unavailable_within_a_bounded_time(
         await admin.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
         for said in ("one", "two", "three"):
             with pytest.raises(Unavailable):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     await world.say(bus, said)
     monkeypatch.setattr(local, "PUBLISH_S", 10.0)
     await world.say(bus, "four")
@@ -68,7 +68,7 @@ async def test_stopping_while_the_log_hangs_ends_and_tells_those_who_publish(
         await until(lambda: _waits_to_append(admin), "the first waits for the lock")
         publishing.append(asyncio.create_task(world.say(bus, "two")))
         await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await bus.stop()
             results = await asyncio.gather(*publishing, return_exceptions=True)
     assert [type(result) for result in results] == [Unavailable, Unavailable]
@@ -164,7 +164,7 @@ async def test_who_reads_the_log_for_long_stops_nobody(
         async with reader.transaction():
             await reader.fetch("SELECT FROM bus.log")
             for _ in range(15):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     await world.say(bus, *map(str, range(2_000)))
                     async with world.transaction() as connection:
                         await outbox.write(connection, [world.message("in a transaction")])
@@ -320,7 +320,7 @@ async def test_a_hanging_log_is_not_ready(
     taken = [await bus._pool.acquire() for _ in range(8)]  # type: ignore[attr-defined]  # a LocalBus
     try:
         with pytest.raises(Unavailable):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await bus.check()
     finally:
         for connection in taken:

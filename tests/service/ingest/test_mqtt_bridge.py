@@ -845,7 +845,7 @@ async def test_a_handshake_that_never_ends_ends_with_the_connector(bridge_to: Br
     async with broker.listening("mqtts") as url, bridge_to(url) as world:
         await until(lambda: broker.open == 1, "it tries")
         await change(world, is_enabled=False)
-        await until(lambda: broker.open == 0, "it has given up", within_s=3)
+        await until(lambda: broker.open == 0, "it has given up", within_s=8)
 
 
 async def test_a_flood_waits_at_the_broker_and_none_of_it_is_lost(

@@ -1,7 +1,6 @@
 """The gateway asks who may log in, and nobody learns more from the answer than they should."""
 
 import asyncio
-import statistics
 import time
 from uuid import uuid4
 
@@ -54,9 +53,9 @@ async def test_an_unknown_address_takes_as_long_as_a_known_one(world: World) -> 
         known.append(await seconds(plant.admin_email))
         unknown.append(await seconds(f"nobody@{plant.slug}.example"))
         none.append(await seconds("no address"))
-    # Without the hash it would be a tenth; the machine may be busy.
-    assert statistics.median(unknown) > statistics.median(known) / 2
-    assert statistics.median(none) > statistics.median(known) / 2
+    # Without the hash it would be a tenth. The shortest is what the machine's other work disturbs least.
+    assert min(unknown) > min(known) / 2
+    assert min(none) > min(known) / 2
 
 
 async def test_no_user_asks_what_is_for_the_platforms_own_services(world: World) -> None:
