@@ -5,19 +5,15 @@ Tests do not clean up after themselves: each makes tenants of its own, and no te
 
 import asyncio
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 import asyncpg
-import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -33,6 +29,7 @@ from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from libs.common.db.roles import BUS, HISTORIAN_WRITER, LOGIN_ROLES, OBSERVER
 from libs.common.migrate import migrate_all
+from tests.key_set import published
 from tests.servers import SharedServer
 
 _FIRST_OID_OF_A_DATABASE = 16384
@@ -162,27 +159,8 @@ def keys(gateway_key: ec.EllipticCurvePrivateKey) -> KeySource:
 @pytest.fixture(scope="session")
 def jwks_url(gateway_key: ec.EllipticCurvePrivateKey) -> Iterator[str]:
     """Where the services fetch the key that signs the tests' principals."""
-    jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(gateway_key.public_key()))
-    document = json.dumps({"keys": [{**jwk, "kid": "test", "use": "sig", "alg": "ES256"}]}).encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(document)))
-            self.end_headers()
-            self.wfile.write(document)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/jwks.json"
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+    with published(gateway_key, "test") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

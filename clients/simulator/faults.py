@@ -1,7 +1,7 @@
 """Things that go wrong on purpose: scheduled, visible in the readings, and gone when their time is up."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
@@ -99,14 +99,27 @@ class FaultPlan:
 
     SPIKES_PER_SECOND = 0.2
 
-    def __init__(self, faults: Sequence[Fault], rng: Random) -> None:
-        self._faults = tuple(faults)
+    def __init__(self, faults: Sequence[Fault], by_chance: Iterator[Fault], rng: Random) -> None:
+        self._planned = tuple(faults)
+        self._by_chance = by_chance
+        self._next = next(by_chance, None)
+        self._struck: list[Fault] = []
+        """Those that came by chance and are not over."""
         self._rng = rng
         self._held: dict[Fault, float | bool | str] = {}
 
+    def let_happen(self, elapsed: float) -> None:
+        """Let what chance brings up to this moment begin, and what is over be forgotten."""
+        for over in [fault for fault in self._struck if elapsed >= fault.at + fault.duration]:
+            self._struck.remove(over)
+            self._held.pop(over, None)
+        while self._next is not None and self._next.at <= elapsed:
+            self._struck.append(self._next)
+            self._next = next(self._by_chance, None)
+
     def active(self, elapsed: float) -> list[Fault]:
         """Return the faults that act at this moment."""
-        return [fault for fault in self._faults if fault.is_active(elapsed)]
+        return [f for f in (*self._planned, *self._struck) if f.is_active(elapsed)]
 
     def damage(self, device: str, elapsed: float) -> float:
         """Return how worn the device's bearing shall become: 1 under bearing_wear, else 0."""
@@ -120,7 +133,7 @@ class FaultPlan:
         self, device: str, metrics: Mapping[str, Metric], values: Values, dt: float, elapsed: float
     ) -> Values | None:
         """Return what the faulty sensors of this device report instead; None when it is silent."""
-        for fault in self._faults:
+        for fault in (*self._planned, *self._struck):
             if fault.device != device:
                 continue
             if not fault.is_active(elapsed):

@@ -6,7 +6,7 @@ Fourteen devices that share one hydraulic and one electric system: a pump that r
 one tank, fills the other, warms its motor and shows on the power meter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import pi, sqrt
@@ -97,15 +97,22 @@ _PUMP_ORDERS = {"start": True, "stop": False, "auto": None}
 class Plant:
     """The whole station. The same seed, start and steps give the same readings.
 
-    `faults` count from `start`. Raises ValueError when one names a device or metric that is not there.
+    `faults` count from `start`, and so do those `by_chance`, which come in the order in which they
+    begin. Raises ValueError when one of `faults` names a device or metric that is not there.
     """
 
-    def __init__(self, seed: int, start: datetime, faults: Sequence[Fault] = ()) -> None:
+    def __init__(
+        self,
+        seed: int,
+        start: datetime,
+        faults: Sequence[Fault] = (),
+        by_chance: Iterable[Fault] = (),
+    ) -> None:
         for fault in faults:
-            check_fault(fault)
+            _check_fault(fault)
         self._rng = Random(seed)
         self._sensors = Random(seed + 1)
-        self._plan = FaultPlan(faults, Random(seed + 2))
+        self._plan = FaultPlan(faults, iter(by_chance), Random(seed + 2))
         self.raw = Tank(area=250, height=5, volume=875)
         self.clear = Tank(area=250, height=5, volume=800)
         self.pumps = [PumpSet(), PumpSet(), PumpSet(wanted=False)]
@@ -146,6 +153,7 @@ class Plant:
 
         Numbers are floats in the units of METRICS and always finite; a device in a dropout is absent.
         """
+        self._plan.let_happen(self.elapsed + dt)
         self._advance(dt, now)
         readings: dict[str, Values] = {}
         for device, truth in self._truths().items():
@@ -380,7 +388,7 @@ class Plant:
         return values
 
 
-def check_fault(fault: Fault) -> None:
+def _check_fault(fault: Fault) -> None:
     """Raise ValueError if a fault could never be seen."""
     kind = DEVICES.get(fault.device)
     if kind is None:

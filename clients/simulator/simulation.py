@@ -34,10 +34,10 @@ class Settings:
     """How to run the simulator."""
 
     doors: Doors
-    email: str = ""
-    password: str = ""
-    state: Path | None = None
-    """The file that keeps the devices' credentials. Not needed of devices that are given."""
+    email: str
+    password: str
+    state: Path
+    """The file that keeps the devices' credentials."""
     devices: int = len(DEVICES)
     """How many; a station has fourteen."""
     protocols: Mapping[str, float] = field(default_factory=dict)
@@ -112,22 +112,20 @@ async def run(
     settings: Settings,
     stop: asyncio.Event,
     *,
-    credentials: Mapping[str, Credential] | None = None,
     on_enrolled: OnEnrolled | None = None,
     on_progress: OnProgress | None = None,
     on_acknowledged: OnAcknowledged | None = None,
 ) -> Stats:
     """Simulate the plant until `stop` is set and return what became of its readings.
 
-    `credentials` (name -> credential) are those of devices that are registered already; without
-    them the plant enrols itself. Raises PlatformRefused when it cannot, ValueError when a fault
-    names what does not exist, or a share a protocol that is not spoken.
+    Its devices enrol themselves where they are not registered yet. Raises PlatformRefused when they
+    cannot, ValueError when a fault names what does not exist, or a share a protocol that is not spoken.
     """
     started = datetime.now(UTC)
     site = Site(settings.devices, settings.seed, started, settings.faults, settings.random_faults)
     protocols = _protocols(site, settings)
     halt = asyncio.create_task(stop.wait())
-    enrolment = asyncio.create_task(_enrol(settings, site, credentials, on_enrolled))
+    enrolment = asyncio.create_task(_enrol(settings, site, on_enrolled))
     fleet: dict[str, Device] = {}
     tasks: list[asyncio.Task[None]] = []
     try:
@@ -165,10 +163,11 @@ async def _end(tasks: Sequence[asyncio.Task[Any]], *, within_s: float) -> None:
     """Cancel the tasks; a device whose goodbye is not heard within the time leaves without."""
     for task in tasks:
         task.cancel()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            # Cancelled itself, it cancels once more those that still wait.
-            await asyncio.gather(*tasks, return_exceptions=True)
+    # Not gathered: that would wait for ever for a device whose library swallows its cancellation.
+    done, _ = await asyncio.wait(tasks, timeout=within_s)
+    for task in done:
+        if not task.cancelled():
+            task.exception()  # looked at: whatever else failed is of no interest at the end
 
 
 def _protocols(site: Site, settings: Settings) -> dict[str, str]:
@@ -182,16 +181,8 @@ def _protocols(site: Site, settings: Settings) -> dict[str, str]:
 
 
 async def _enrol(
-    settings: Settings,
-    site: Site,
-    credentials: Mapping[str, Credential] | None,
-    on_enrolled: OnEnrolled | None,
+    settings: Settings, site: Site, on_enrolled: OnEnrolled | None
 ) -> Mapping[str, Credential]:
-    if credentials is not None:
-        return credentials
-    if settings.state is None:
-        raise ValueError("a plant that enrols itself needs a state file")
-
     async with Platform(
         settings.doors.url, settings.email, settings.password, patience=settings.patience
     ) as platform:

@@ -1,6 +1,6 @@
 """Several stations side by side, which make one plant of any size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from math import ceil
 from random import Random
@@ -8,7 +8,7 @@ from random import Random
 from clients.simulator.commands import OnCommand, Params
 from clients.simulator.faults import Fault, FaultKind
 from clients.simulator.metrics import METRICS, Values
-from clients.simulator.plant import DEVICES, Plant, check_fault
+from clients.simulator.plant import DEVICES, Plant
 
 Readings = dict[str, Values]
 """Device name -> metric -> value."""
@@ -58,10 +58,12 @@ class Site:
             Plant(
                 seed + 1000 * station,
                 start,
-                [
-                    *planned.get(station, ()),
-                    *_random_faults(random_faults, Random(f"{seed} {station}")),
-                ],
+                planned.get(station, ()),
+                _by_chance(
+                    random_faults,
+                    [name for name in DEVICES if name_of(station, name) in self.types],
+                    Random(f"{seed} {station}"),
+                ),
             )
             for station in range(ceil(devices / len(DEVICES)))
         ]
@@ -97,32 +99,21 @@ def _local(name: str) -> tuple[int, str]:
     return (int(station.removeprefix("station-")) - 1 if station else 0), device
 
 
-FAULT_HOURS = 24.0
-"""For how long random faults are planned ahead."""
-
-
-def _random_faults(per_hour: float, rng: Random) -> list[Fault]:
-    """Return faults at random moments of the first day, of half a minute to ten."""
-    faults: list[Fault] = []
+def _by_chance(per_hour: float, devices: Collection[str], rng: Random) -> Iterator[Fault]:
+    """Yield faults of these devices at random moments, without end, of half a minute to ten."""
+    pumps = [device for device in devices if DEVICES[device] == "pump"]
+    kinds = [kind for kind in FaultKind if pumps or kind is not FaultKind.BEARING_WEAR]
     at = 0.0
     while per_hour > 0:
         at += rng.expovariate(per_hour / 3600)
-        if at > FAULT_HOURS * 3600:
-            break
-        kind = rng.choice(list(FaultKind))
-        devices = [
-            d for d, t in DEVICES.items() if kind is not FaultKind.BEARING_WEAR or t == "pump"
-        ]
-        device = rng.choice(devices)
+        kind = rng.choice(kinds)
+        device = rng.choice(pumps if kind is FaultKind.BEARING_WEAR else list(devices))
         metric = (
             None
             if kind in (FaultKind.BEARING_WEAR, FaultKind.DROPOUT)
             else rng.choice(list(METRICS[DEVICES[device]]))
         )
-        fault = Fault(kind, device, metric, at, rng.uniform(30.0, 600.0))
-        check_fault(fault)
-        faults.append(fault)
-    return faults
+        yield Fault(kind, device, metric, at, rng.uniform(30.0, 600.0))
 
 
 def shared_out(names: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:

@@ -156,7 +156,7 @@ def simulate(
     On its first start the plant registers its devices; the state file keeps their tokens. What a
     device measures stays with it until the platform has acknowledged it, also while the platform
     is away. Devices do what they are told: a pump starts and stops, a valve opens. Ends with Ctrl-C
-    or SIGTERM, when what was measured is acknowledged, after five seconds at the latest.
+    or SIGTERM, when what was measured is acknowledged, after ten seconds at the latest.
 
         SIMULATOR_PASSWORD=… iiot simulate --email admin@example.com --devices 140
             --protocol mqtt:8 --protocol http:2 --random-faults 2

@@ -47,8 +47,10 @@ COMPOSE = """\
 #COAP_PUBLISH=5683
 # Where they reach it by OPC UA.
 #OPCUA_PUBLISH=4840
-# The same over TLS, with deploy/compose.mqtt-tls.yml.
+# By MQTT over TLS, with deploy/compose.mqtt-tls.yml.
 #MQTT_TLS_PUBLISH=8883
+# By AMQP, with deploy/compose.amqp.yml.
+#AMQP_PUBLISH=5672
 """
 
 

@@ -15,7 +15,8 @@ from deploy.local.state import State
 ROOT = Path(__file__).resolve().parents[2]
 MAIL_CHANNEL = "Inbox (mail)"
 HOOK_CHANNEL = "Inbox (webhook)"
-SIMULATOR_STOP_S = 10.0
+SIMULATOR_STOP_S = 15.0
+"""More than the ten seconds that it may take to say goodbye."""
 
 PLANT_SPEED = 10
 """Plant seconds in a second: a bearing that takes half a minute to run hot does so in three."""

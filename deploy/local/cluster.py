@@ -38,7 +38,7 @@ from libs.common.db.roles import HISTORIAN_WRITER
 ROOT = Path(__file__).resolve().parents[2]
 COAP_PORT = 5683
 READY_S = 120.0
-"""Ten processes import at once; on a busy machine that takes its time."""
+"""The services import at once; on a busy machine that takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ MEMBERS = (
 class Cluster:
     """Servers and services of one directory. Blocks; from async code call it in a thread.
 
-    `env` is given to every process; `ports` are those that must be these: by member, and "mqtt".
+    `env` is given to every process; `ports` are those that must be these: by member, and "mqtt", "coap".
     `amqp`: with a broker that devices publish to.
     """
 
@@ -80,7 +80,6 @@ class Cluster:
         ports: Mapping[str, int] | None = None,
         amqp: bool = False,
     ) -> None:
-        self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.postgres = servers.postgres(
             directory / "postgres", config={"max_connections": 200, "shared_buffers": "256MB"}
@@ -220,6 +219,13 @@ def _is_ready(url: str) -> bool:
     return False
 
 
+def heed_signals() -> None:
+    """Let SIGTERM end us as Ctrl-C does: the servers end too, and in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not what SIGINT does now: a shell that starts us in the background has it ignored.
+        signal.signal(number, signal.default_int_handler)
+
+
 def main(
     *,
     port: Annotated[int, typer.Option(help="Where the gateway serves.")] = 8000,
@@ -250,8 +256,7 @@ def main(
         },
         amqp=amqp,
     )
-    # What ends us must end the servers too, and in order.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    heed_signals()
     try:
         print("Starting PostgreSQL, RabbitMQ, Redis and nine processes …")
         cluster.start()

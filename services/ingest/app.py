@@ -182,9 +182,14 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
     if settings.endpoints:
         subscriptions.attach(bus, parts.transactions)
         listen_for_revocation(bus, sources)
-        listen_for_takeovers(bus, reception.presence)
-        listen_for_gateways(bus, mqtt.endpoint.gateway_changed)
-        listen_for_attributes(bus, mqtt.endpoint.attributes_changed)
+        listen_for_takeovers(bus, reception.presence, reception.spawn)
+        listen_for_gateways(bus, mqtt.endpoint.gateway_changed, mqtt.endpoint.look_again)
+        listen_for_attributes(
+            bus,
+            mqtt.endpoint.attributes_changed,
+            mqtt.endpoint.tell_all_attributes,
+            reception.spawn,
+        )
         listen_for_connectors(bus, connectors)
         listen_for_policies(bus, policies)
         parts.tickers.append(Ticker("ingest.verify", settings.verify_every, sources.verify))
@@ -307,7 +312,7 @@ def _keep_registry(
         settings.devices_per_tenant,
     )
     reception.on_tick.append(sources.cut_ended)
-    listen_for_profiles(bus, ProfilesInUse(sources, parts.transactions))
+    listen_for_profiles(bus, ProfilesInUse(sources, parts.transactions), reception.spawn)
     contacts = Contacts(
         Hearings(parts.database, parts.engine, parts.outbox), reception, settings.offline_after
     )

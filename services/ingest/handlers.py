@@ -1,9 +1,12 @@
-"""The events ingest hears: its own telemetry, to be written; devices revoked; tenants closed."""
+"""The events ingest hears: its own telemetry, to be written; tenants closed; commands asked for. And what
+every replica must know at once: who may go on, and as what, and what waits for it.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -49,6 +52,12 @@ BATCHES_AT_ONCE = 64
 GATHER_S = 0.005
 """How long a batch waits for those of other shards: they leave the intake together, and arrive one
 after the other."""
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+"""Runs something beside, as `Reception.spawn` does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -188,26 +197,57 @@ class Writer:
             log.warning("the store refused a point", series=point.series, reason=point.reason)
 
 
-def listen_for_takeovers(bus: Bus, presence: Presence) -> None:
+def _make_up(spawn: Spawn, look: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """Return an `on_gap` by which it is looked what was missed, as soon as that can be done."""
+
+    async def work() -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await look()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("what was missed is looked for later", error=repr(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    def on_gap() -> None:
+        spawn(work())
+
+    return on_gap
+
+
+def listen_for_takeovers(bus: Bus, presence: Presence, spawn: Spawn) -> None:
     """End a device's connection, in every replica, when it has a newer one to another."""
 
     async def on_devices_taken_over(event: DevicesTakenOver) -> None:
         presence.taken_over(event.endpoint_id, event.connected)
 
-    listen(bus, "ingest.takeovers", {DevicesTakenOver: on_devices_taken_over})
+    listen(
+        bus,
+        "ingest.takeovers",
+        {DevicesTakenOver: on_devices_taken_over},
+        on_gap=_make_up(spawn, presence.look_for_takeovers),
+    )
 
 
-def listen_for_gateways(bus: Bus, changed: Callable[[UUID], None]) -> None:
+def listen_for_gateways(
+    bus: Bus, changed: Callable[[UUID], None], look_again: Callable[[], None]
+) -> None:
     """Ask anew, in every replica, for whom a device may speak when that has changed."""
 
     async def on_gateway_changed(event: DeviceGatewayChanged) -> None:
         changed(event.device_id)
 
-    listen(bus, "ingest.gateways", {DeviceGatewayChanged: on_gateway_changed})
+    listen(bus, "ingest.gateways", {DeviceGatewayChanged: on_gateway_changed}, on_gap=look_again)
 
 
 def listen_for_attributes(
-    bus: Bus, tell: Callable[[UUID, UUID, list[str]], Awaitable[None]]
+    bus: Bus,
+    tell: Callable[[UUID, UUID, list[str]], Awaitable[None]],
+    tell_all: Callable[[], Awaitable[None]],
+    spawn: Spawn,
 ) -> None:
     """Tell devices, in whichever replica they are connected, of what users set for them."""
 
@@ -215,10 +255,15 @@ def listen_for_attributes(
         if event.scope == Scope.SHARED:
             await tell(event.tenant_id, event.device_id, list(event.names))
 
-    listen(bus, "ingest.attributes", {DeviceAttributesChanged: on_attributes_changed})
+    listen(
+        bus,
+        "ingest.attributes",
+        {DeviceAttributesChanged: on_attributes_changed},
+        on_gap=_make_up(spawn, tell_all),
+    )
 
 
-def listen_for_profiles(bus: Bus, profiles: ProfilesInUse) -> None:
+def listen_for_profiles(bus: Bus, profiles: ProfilesInUse, spawn: Spawn) -> None:
     """Take devices' points as their profile says now, in every replica."""
 
     async def on_profile_changed(event: DeviceProfileChanged) -> None:
@@ -231,6 +276,7 @@ def listen_for_profiles(bus: Bus, profiles: ProfilesInUse) -> None:
         bus,
         "ingest.profiles",
         {DeviceProfileChanged: on_profile_changed, DeviceUpdated: on_device_updated},
+        on_gap=_make_up(spawn, profiles.read_again),
     )
 
 

@@ -9,17 +9,12 @@ import asyncio
 import json
 import multiprocessing
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
-import jwt
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from pamqp import body, commands, frame, header
@@ -31,6 +26,7 @@ from libs.common.clock import SystemClock
 from tests.amqp_raw import CHANNEL, RawDevice
 from tests.bench.meter import spent
 from tests.bench.report import percentile_ms, print_report, say
+from tests.key_set import published
 
 UNCONFIRMED = 500
 """Messages of one device that are not confirmed yet, at most."""
@@ -97,39 +93,21 @@ def _publish_all(
     return asyncio.run(run())
 
 
-@contextmanager
-def key_set(key: ec.EllipticCurvePrivateKey) -> Iterator[str]:
-    """Publish the key by which ingest believes the bench; give its URL."""
-    jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
-    document = json.dumps({"keys": [{**jwk, "kid": "bench", "use": "sig", "alg": "ES256"}]})
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(document.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
-
-
-async def stored_of(admin_url: str, tenant_id: UUID) -> int:
-    """Return how many points of the tenant are stored."""
+async def stored_of(admin_url: str, tenant_id: UUID, until: int = 0) -> int:
+    """Return how many points of the tenant are stored; wait for so many, two minutes at most."""
     connection = await asyncpg.connect(admin_url)
+    deadline = time.monotonic() + 120
     try:
-        count: int = await connection.fetchval(
-            "SELECT count(*) FROM historian.points p JOIN historian.tenant t ON t.number = p.tenant"
-            " WHERE t.id = $1",
-            tenant_id,
-        )
-        return count
+        while True:
+            count: int = await connection.fetchval(
+                "SELECT count(*) FROM historian.points p"
+                " JOIN historian.tenant t ON t.number = p.tenant WHERE t.id = $1",
+                tenant_id,
+            )
+            if count >= until or time.monotonic() > deadline:
+                return count
+            # Rarely: to count is work too, on the machine that is measured.
+            await asyncio.sleep(0.5)
     finally:
         await connection.close()
 
@@ -137,7 +115,10 @@ async def stored_of(admin_url: str, tenant_id: UUID) -> int:
 def run(messages: int, devices: int, processes: int) -> dict[str, object]:
     """Run the bench; return its figures."""
     key = ec.generate_private_key(ec.SECP256R1())
-    with tempfile.TemporaryDirectory(prefix="iiot-bench-") as folder, key_set(key) as jwks_url:
+    with (
+        tempfile.TemporaryDirectory(prefix="iiot-bench-") as folder,
+        published(key, "bench") as jwks_url,
+    ):
         directory = Path(folder)
         directory.chmod(0o755)  # the servers' own user must be able to enter
         cluster = Cluster(
@@ -201,11 +182,7 @@ def _measure(
                 _publish_all, [(broker.server.port, part, each, start_ts) for part in parts]
             )
         confirmed_s = time.monotonic() - began
-        expected, deadline = before + each * devices * POINTS, time.monotonic() + 120
-        while asyncio.run(stored_of(cluster.admin_url, tenant_id)) < expected:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
+        asyncio.run(stored_of(cluster.admin_url, tenant_id, before + each * devices * POINTS))
         return confirmed_s, time.monotonic() - began, [d for part in delays for d in part]
 
     say("warming up")

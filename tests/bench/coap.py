@@ -238,11 +238,10 @@ async def measure(cluster: Cluster, options: Options) -> dict[str, Figure]:
         await asyncio.to_thread(ours.recv)
         pids = {"ingest": cluster.pid("ingest"), "ingest-writer": cluster.pid("ingest-writer")}
         say(f"{options.devices} devices post for {options.seconds} s")
-        before, machine = spent(pids), psutil.cpu_times()
+        before = spent(pids)
         ours.send(options.seconds)
         in_time: int = await asyncio.to_thread(ours.recv)
         cost = spent(pids) - before
-        busy = _busy_s(psutil.cpu_times()) - _busy_s(machine)
         driven: Driven = await asyncio.to_thread(ours.recv)
     finally:
         generator.terminate()
@@ -273,12 +272,10 @@ async def measure(cluster: Cluster, options: Options) -> dict[str, Figure]:
         "retransmitted": driven.retransmitted,
         "endpoint_rss_mb": round(psutil.Process(cluster.pid("ingest")).memory_info().rss / 2**20),
         "generator_cpu_percent": round(100 * driven.cpu_s / driven.lasted_s),
-        "machine_busy_percent": round(100 * busy / driven.lasted_s / (psutil.cpu_count() or 1)),
+        "machine_busy_percent": round(
+            100 * cost.machine_s / cost.elapsed_s / (psutil.cpu_count() or 1)
+        ),
     }
-
-
-def _busy_s(times: object) -> float:
-    return sum(float(getattr(times, name)) for name in ("user", "nice", "system", "irq", "softirq"))
 
 
 def main() -> None:

@@ -15,107 +15,41 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psutil
 import structlog
 import uvloop
 
-from libs.common.auth.guesses import Guesses
-from libs.common.clock import SystemClock
 from libs.common.events.base import Message
-from libs.common.historian.point import Kind
-from services.ingest.domain.device import Series, Source
-from services.ingest.domain.quota import Rate
 from services.ingest.protocols.mqtt.admission import Capacity
 from services.ingest.protocols.mqtt.asides import Desk
 from services.ingest.protocols.mqtt.endpoint import Endpoint
 from services.ingest.protocols.mqtt.limits import Limits
-from services.ingest.usecases.downlinks import NoDownlinks
-from services.ingest.usecases.quotas import Quotas
-from services.ingest.usecases.reception import Believed, Reception
-from services.ingest.usecases.telemetry import Intake, IntakeLimits
+from services.ingest.usecases.reception import Reception
+from tests.bench.reception import Silent, open_reception
 from tests.bench.report import print_report, say
 
 METRICS = ("temperature", "pressure", "flow")
-
-
-class Registry:
-    """Knows every series already."""
-
-    async def register(
-        self, source: Source, kinds: dict[str, Kind], units: dict[str, str], most: int
-    ) -> None:
-        """Number what is new."""
-        for metric, kind in kinds.items():
-            source.series[metric] = Series(len(source.series) + 1, int(kind))
-
-
-class Known:
-    """Lets every device in, by the id that stands in its token's place."""
-
-    def __init__(self) -> None:
-        self.on_revoked: list[Any] = []
-
-
-class Silent:
-    """Takes no notice of who comes and goes, and keeps no session."""
-
-    def __init__(self) -> None:
-        self.on_taken_over: list[Any] = []
-
-    def came(self, source: Source, reason: str) -> None:
-        """Take no notice."""
-
-    def went(self, source: Source, reason: str) -> None:
-        """Take no notice."""
-
-    def forget(self, source: Source) -> None:
-        """Take no notice."""
-
-    async def stop(self) -> None:
-        """Have nothing to end."""
-
-
-class Door(Reception):
-    """A reception that knows its devices by name."""
-
-    async def login(self, token: str, origin: str) -> Source:
-        """Return the device whose id the password is."""
-        series = {metric: Series(n, int(Kind.NUMBER)) for n, metric in enumerate(METRICS)}
-        return Source(UUID(token), uuid4(), 1, UUID(token).int % 4, series)
 
 
 async def _at_once(messages: Sequence[Message]) -> None:
     await asyncio.sleep(0)
 
 
-def make_endpoint() -> tuple[Endpoint, Door]:
+def make_endpoint() -> tuple[Endpoint, Reception]:
     """Put an endpoint together whose bus is at once durable."""
-    clock = SystemClock()
-    intake = Intake(_at_once, Registry(), clock, IntakeLimits())
-    silent = cast(Any, Silent())
-    reception = Door(
-        cast(Any, Known()),
-        intake,
-        silent,
-        cast(Any, None),
-        Quotas(Rate(1e9, 1e9), cast(Any, None), clock),
-        NoDownlinks(),
-        Guesses(1_000),
-        clock,
-        Believed(timedelta(days=365), timedelta(minutes=5), timedelta(seconds=10)),
-    )
+    reception, _ = open_reception(_at_once, METRICS)
     many = 100_000
+    nothing = cast(Any, Silent())
     endpoint = Endpoint(
         reception,
         limits=Limits(messages_per_second=1e9, burst=1e9),
         capacity=Capacity(many, many, many),
-        keeper=silent,
-        desk=Desk(reception, silent, many, 262_144),
+        keeper=nothing,
+        desk=Desk(reception, nothing, many, 262_144),
     )
     return endpoint, reception
 
@@ -190,13 +124,22 @@ def _devices(pipe: Pipe, port: int, count: int, level: int, segment: int) -> Non
             )
             await asyncio.gather(*(device.connected for device in some))
         pipe.send("connected")
-        while await asyncio.to_thread(pipe.recv) == "send":
-            for device in devices:
-                device.send()
-        pipe.send(sum(device.acknowledged for device in devices))
+        while True:
+            if await asyncio.to_thread(pipe.recv) == "send":
+                for device in devices:
+                    device.send()
+            else:
+                pipe.send(sum(device.acknowledged for device in devices))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(live())
+
+
+async def _acknowledged(devices: Pipe) -> int:
+    """Return how many messages the devices have been acknowledged."""
+    devices.send("count")
+    count: int = await asyncio.to_thread(devices.recv)
+    return count
 
 
 async def measure(options: argparse.Namespace) -> dict[str, float | int | None]:
@@ -231,9 +174,10 @@ async def measure(options: argparse.Namespace) -> dict[str, float | int | None]:
             return figures
         ours.send("send")
         await asyncio.sleep(2.0)
-        taken, began, cpu = reception.received_messages, time.monotonic(), _cpu_s()
+        acknowledged = await _acknowledged(ours)
+        began, cpu = time.monotonic(), _cpu_s()
         await asyncio.sleep(options.seconds)
-        messages = reception.received_messages - taken
+        messages = await _acknowledged(ours) - acknowledged
         elapsed, spent = time.monotonic() - began, _cpu_s() - cpu
         figures |= {
             "segment_messages": options.segment,

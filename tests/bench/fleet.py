@@ -1,4 +1,4 @@
-"""A fleet of devices of every protocol, in many tenants, for minutes: nothing lost, memory bounded.
+"""A fleet of devices of every protocol, in many tenants, for minutes: is anything lost, does memory grow?
 
 The devices are the simulator's, in processes of their own. First so many connect by MQTT and say nothing,
 which shows what an idle connection costs. Then the fleet comes in, a few devices at once; each sends from
@@ -27,11 +27,12 @@ import psutil
 
 from clients.simulator.protocols import PORTS, PROTOCOLS, Doors
 from clients.simulator.site import shared_out
-from deploy.local.processes import LOOPBACK, free_port
+from deploy.local.processes import LOOPBACK
 from services.ingest.domain.token import hash_token, new_token
 from tests.bench.meter import MemoryWatch, Spent, growth_mb_per_h, spent
 from tests.bench.report import Figure, print_report, say
 from tests.bench.stack import PROCESSES, ClusterStack
+from tests.fleet.doors import free_doors, settings_of
 from tests.fleet.fleet import Comparison, Ledger, Member
 
 SHARES = {
@@ -377,8 +378,8 @@ def run(options: Options) -> dict[str, Figure]:
         raise SystemExit(
             f"no such protocol: {', '.join(unknown)}; there are {', '.join(PROTOCOLS)}"
         )
-    ports = {name: free_port() for name in PORTS if name not in ("mqtt", "amqp")}
-    env = {f"INGEST_{name.replace('-', '_').upper()}_PORT": str(p) for name, p in ports.items()}
+    ports = free_doors("mqtt", "amqp")
+    env = settings_of(ports)
     # All come from one address, which a plant's devices do not.
     env |= {"INGEST_MQTT_STRANGERS_PER_ADDRESS": "4000"}
     with tempfile.TemporaryDirectory(prefix="iiot-bench-") as folder:

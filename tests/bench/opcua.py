@@ -18,11 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import numpy as np
 import uvloop
@@ -33,14 +34,11 @@ from asyncua.server.internal_subscription import InternalSubscription
 
 from deploy.local.database import PlatformDatabase
 from deploy.local.servers import postgres
-from libs.common.auth.guesses import Guesses
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
-from libs.common.historian.point import Kind
 from libs.common.service import settle_memory
 from services.ingest.domain.connector import State
-from services.ingest.domain.device import Series, Source
-from services.ingest.domain.quota import Rate
+from services.ingest.domain.device import Source
 from services.ingest.protocols.opcua.certificates import new_identity
 from services.ingest.protocols.opcua.client import Reader
 from services.ingest.protocols.opcua.notifications import Published
@@ -48,15 +46,15 @@ from services.ingest.protocols.opcua.server import Doors, OpcUaServer
 from services.ingest.protocols.opcua.site import ItemSettings, OpcUaSettings
 from services.ingest.protocols.opcua.subscription import Subscription
 from services.ingest.usecases.connectors import Connector
-from services.ingest.usecases.downlinks import NoDownlinks
-from services.ingest.usecases.quotas import Quotas
 from services.ingest.usecases.reach import Reach
-from services.ingest.usecases.reception import Believed, Reception
-from services.ingest.usecases.telemetry import Intake, IntakeLimits
+from services.ingest.usecases.telemetry import Intake
+from tests.bench.reception import open_reception
 from tests.bench.report import Figure, percentile_ms, print_report, say
 
 TAGS = 2_000
 CLIENT_URI = "urn:bench:client"
+LOOPBACK = IPv4Network("127.0.0.0/8")
+"""Where the bench's connector may connect to."""
 
 CHANGE = np.dtype(
     [("handle", "<u4"), ("mask", "u1"), ("type", "u1"), ("value", "<f8"), ("source", "<i8")]
@@ -65,67 +63,6 @@ CHANGE = np.dtype(
 VALUE_AND_SOURCE_TIME = 0x05
 TICKS_1970 = 116_444_736_000_000_000
 DATA_CHANGE = ua.NodeId(ua.ObjectIds.DataChangeNotification_Encoding_DefaultBinary)
-
-
-class Known:
-    """Knows every device, and every series of it."""
-
-    def __init__(self) -> None:
-        self.on_revoked: list[Any] = []
-        self.devices: dict[str, Source] = {}
-
-    async def register(
-        self, source: Source, kinds: dict[str, Kind], units: dict[str, str], most: int
-    ) -> None:
-        """Number what is new."""
-        for metric, kind in kinds.items():
-            source.series[metric] = Series(len(source.series) + 1, int(kind))
-
-    async def source(self, name: str) -> Source:
-        """Return the device of that name."""
-        if name not in self.devices:
-            device_id = uuid4()
-            self.devices[name] = Source(device_id, uuid4(), 1, device_id.int % 4, {})
-        return self.devices[name]
-
-
-class Silent:
-    """Takes no notice of who comes and goes."""
-
-    def came(self, source: Source, reason: str) -> None:
-        """Take no notice."""
-
-    def went(self, source: Source, reason: str) -> None:
-        """Take no notice."""
-
-    async def stop(self) -> None:
-        """Have nothing to end."""
-
-
-class Door(Reception):
-    """A reception whose devices show their id in the token's place."""
-
-    async def login(self, token: str, origin: str) -> Source:
-        """Return the device whose id it is."""
-        device_id = UUID(token)
-        return Source(device_id, uuid4(), 1, device_id.int % 4, {})
-
-
-def make_reception(bus: LocalBus) -> tuple[Door, Known]:
-    """Put a reception together whose points are durable on the bus."""
-    clock, known = SystemClock(), Known()
-    reception = Door(
-        cast(Any, known),
-        Intake(bus.publish, known, clock, IntakeLimits()),
-        cast(Any, Silent()),
-        cast(Any, None),
-        Quotas(Rate(1e9, 1e9), cast(Any, None), clock),
-        NoDownlinks(),
-        Guesses(1_000),
-        clock,
-        Believed(timedelta(days=365), timedelta(minutes=5), timedelta(seconds=10)),
-    )
-    return reception, known
 
 
 # --- a server whose tags all change, all the time
@@ -214,7 +151,7 @@ async def measure_client(
     bus: LocalBus, seconds: float, interval_ms: float, tags: int
 ) -> dict[str, Figure]:
     """Subscribe to all tags of a server; return the figures."""
-    reception, known = make_reception(bus)
+    reception, known = open_reception(bus.publish)
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     server = context.Process(target=serve, args=(theirs, tags), daemon=True)
@@ -238,7 +175,7 @@ async def measure_client(
         settings=settings,
         secrets={},
         version=1,
-        reach=Reach(settings_networks()),
+        reach=Reach((LOOPBACK,)),
         devices=cast(Any, known),
     )
     connected = asyncio.Event()
@@ -277,20 +214,13 @@ async def measure_client(
     }
 
 
-def settings_networks() -> Any:
-    """Return the networks that the bench's connector may connect to."""
-    from ipaddress import IPv4Network
-
-    return (IPv4Network("127.0.0.0/8"),)
-
-
 # --- clients that write
 
 
 def write(pipe: Connection, port: int, clients: int) -> None:
     """Be clients; write for as many seconds as come through the pipe, and tell how long each took."""
 
-    async def one(until: float, took: list[float]) -> None:
+    async def one(took: list[float]) -> None:
         device_id = uuid4()
         identity = new_identity(datetime.now(UTC), CLIENT_URI)
         client = Client(f"opc.tcp://127.0.0.1:{port}", timeout=30)
@@ -320,7 +250,7 @@ def write(pipe: Connection, port: int, clients: int) -> None:
     async def run() -> None:
         nonlocal lasts
         took: list[float] = []
-        tasks = [asyncio.create_task(one(0.0, took)) for _ in range(clients)]
+        tasks = [asyncio.create_task(one(took)) for _ in range(clients)]
         lasts = await asyncio.to_thread(pipe.recv)
         go.set()
         await asyncio.gather(*tasks)
@@ -331,7 +261,7 @@ def write(pipe: Connection, port: int, clients: int) -> None:
 
 async def measure_server(bus: LocalBus, seconds: float, clients: int) -> dict[str, Figure]:
     """Let clients write; return the figures."""
-    reception, _ = make_reception(bus)
+    reception, _ = open_reception(bus.publish)
     reception.intake.start()
     reception.start()
     server = OpcUaServer(reception, Doors("127.0.0.1", 0, None, None, None, 500, 1_000))

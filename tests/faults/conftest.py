@@ -9,11 +9,12 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
-from clients.simulator.protocols import PORTS, PROTOCOLS, Doors
+from clients.simulator.protocols import PROTOCOLS, Doors
 from deploy.local.cluster import INGEST, INGEST_WRITER, Cluster
-from deploy.local.processes import LOOPBACK, free_port
+from deploy.local.processes import LOOPBACK
 from tests.contract.devices.driver import DeviceDriver, Identity, Site
 from tests.database import PrincipalHeaders
+from tests.fleet.doors import free_doors, settings_of
 from tests.fleet.fleet import Member
 
 DEVICES_EACH = 4
@@ -27,7 +28,7 @@ nobody has to wait for it."""
 @pytest.fixture(scope="module")
 def ports() -> dict[str, int]:
     """A port for every door of ingest's own."""
-    return {protocol: free_port() for protocol in PORTS if protocol != "amqp"}
+    return free_doors("amqp")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,7 @@ def cluster(
         env={
             "GATEWAY_JWKS_URL": jwks_url,
             "INGEST_PRESENCE_LEASE": f"PT{LEASE_S}S",
-            **{
-                f"INGEST_{name.replace('-', '_').upper()}_PORT": str(port)
-                for name, port in ports.items()
-            },
+            **settings_of(ports),
         },
         amqp=True,
     )

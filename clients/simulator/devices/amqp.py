@@ -30,7 +30,6 @@ class AmqpDevice(Device):
 
     host: str = "127.0.0.1"
     port: int = 5672
-    virtual_host: str = "devices"
 
     async def _session(self) -> None:
         connection = aio_pika.Connection(
@@ -39,7 +38,7 @@ class AmqpDevice(Device):
                 port=self.port,
                 login=self.id,
                 password=self.token,
-                virtualhost=self.virtual_host,
+                virtualhost="devices",
             )
         )
         try:

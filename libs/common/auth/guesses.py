@@ -1,7 +1,14 @@
 """Credentials that are nobody's: looked up seldom, and counted against the address they come from."""
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+from libs.common.errors import TooManyRequests, Unauthenticated
+
+T = TypeVar("T")
 
 REFUSED_S = 5.0
 """How long a refusal is remembered: the same credential is not looked up again so soon, and whoever
@@ -34,6 +41,30 @@ class Guesses:
         """With when, the oldest first."""
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
         """The one that was charged longest ago first; a full one is none."""
+
+    async def look_up(
+        self, credential: bytes, origin: str, called: str, look: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Return what `look` finds by a credential, if it may be looked up now for this origin.
+
+        `called` is what the credential is called. Raises Unauthenticated if it is nobody's, as
+        `look` does then, and TooManyRequests if the origin must wait.
+        """
+        now = asyncio.get_running_loop().time
+        if self.is_refused(credential, now()):
+            raise Unauthenticated(f"the {called} is not valid")
+        wait_s = self.wait_s(credential, origin, now())
+        if wait_s > 0:
+            raise TooManyRequests(
+                f"too many {called}s from this address were not valid", retry_after_s=wait_s
+            )
+        try:
+            found = await look()
+        except Unauthenticated:
+            self.failed(credential, origin, now())
+            raise
+        self.passed(credential)
+        return found
 
     def is_refused(self, credential: bytes, now: float) -> bool:
         """Whether it was refused just now, and so would be again."""

@@ -301,10 +301,11 @@ class LocalBus(Bus):
         except asyncpg.UndefinedTableError:
             # Another process dropped it while this one was looking whether it may.
             log.info("the event log is being trimmed by others")
-        sizes = await self._pool.fetchrow(MEASURE)
         dead = await self._pool.fetch(
             "SELECT subscriber, count(*) FROM bus.dead_letters GROUP BY 1"
         )
+        # Behind the count: what is counted is measured too.
+        sizes = await self._pool.fetchrow(MEASURE)
         assert sizes is not None
         self.kept = Kept(**sizes, dead_letters={row["subscriber"]: row["count"] for row in dead})
         if self.kept.total_bytes >= NEARLY_FULL * self.max_bytes:

@@ -31,7 +31,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
     `payload` is the message as it came (or the part that was refused, as JSON), or as much of its
     beginning as is kept; then `cut_from` is how many bytes it had. `received_at` is the time, in µs
     since 1970 UTC, of what has no `ts` of its own; None: that of the batch. `channel` is what the
-    message was about: telemetry, alerts or status.
+    message was about: telemetry, alerts, status, attributes or replies.
     """
 
     tenant_id: UUID

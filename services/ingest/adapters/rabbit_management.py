@@ -1,15 +1,29 @@
 """RabbitMQ's management API, as far as devices concern it: cutting their connections, and their queues."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx2
+import msgspec
 
 from libs.common.errors import Unavailable
 
 TIMEOUT_S = 5.0
 PAGE = 500
+_UNREADABLE = "the broker's management API answered what cannot be read"
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Queues(msgspec.Struct):
+    items: list[_Named]
+    page_count: int
+
+
+_read_queues = msgspec.json.Decoder(_Queues).decode
+_read_connections = msgspec.json.Decoder(list[_Named]).decode
 
 
 class Management:
@@ -42,28 +56,32 @@ class Management:
         answer = await self._ask(
             "GET", f"connections/username/{quote(user, safe='')}", params={"columns": "name"}
         )
-        return len(answer.json())
+        try:
+            return len(_read_connections(answer.content))
+        except msgspec.MsgspecError as error:
+            raise Unavailable(_UNREADABLE) from error
 
-    async def queues(self, vhost: str, prefix: str) -> AsyncIterator[str]:
-        """Give the names of a virtual host's queues that begin so. Raises Unavailable."""
-        page = pages = 1
-        while page <= pages:
-            answer = await self._ask(
-                "GET",
-                f"queues/{quote(vhost, safe='')}",
-                params={
-                    "page": page,
-                    "page_size": PAGE,
-                    "name": f"^{prefix}",
-                    "use_regex": "true",
-                    "disable_stats": "true",
-                    "columns": "name",
-                },
-            )
-            found: dict[str, Any] = answer.json()
-            for queue in found["items"]:
-                yield queue["name"]
-            pages, page = found["page_count"], page + 1
+    async def queues(self, vhost: str, prefix: str, page: int) -> tuple[list[str], int]:
+        """Return the names of a virtual host's queues that begin so: those on a page, from 1 on, and
+        how many pages there are. Raises Unavailable.
+        """
+        answer = await self._ask(
+            "GET",
+            f"queues/{quote(vhost, safe='')}",
+            params={
+                "page": page,
+                "page_size": PAGE,
+                "name": f"^{prefix}",
+                "use_regex": "true",
+                "disable_stats": "true",
+                "columns": "name",
+            },
+        )
+        try:
+            found = _read_queues(answer.content)
+        except msgspec.MsgspecError as error:
+            raise Unavailable(_UNREADABLE) from error
+        return [queue.name for queue in found.items], found.page_count
 
     async def _ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
         try:

@@ -31,7 +31,7 @@ from services.ingest.api.deps import (
     InTransaction,
     version_of,
 )
-from services.ingest.domain.device import Status
+from services.ingest.domain.device import MOST_TAGS, Status
 from services.ingest.domain.protocol import PayloadFormat, Protocol
 from services.ingest.domain.search import Place, SortedBy, Wanted
 from services.ingest.domain.token import new_token
@@ -42,7 +42,6 @@ router = APIRouter(prefix="/api/v1/devices", tags=["devices"], route_class=Idemp
 
 _LINE = r"^[^\x00-\x1f]+$"
 _TEXT = r"^[^\x00]*$"
-MOST_TAGS = 50
 MAX_SHEET_BYTES = 8 * 1024 * 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE)]

@@ -23,14 +23,11 @@ from libs.common.errors import (
 from libs.common.http.access import public
 from libs.common.http.doors import Now
 from libs.common.http.problems import problems
-from services.ingest.api.body import read_aside, read_body
 from services.ingest.api.deps import MaySend
-from services.ingest.api.limits import rate_limit_headers
-from services.ingest.api.telemetry import bring
+from services.ingest.api.telemetry import receive
 from services.ingest.domain.influx import NS_OF, influx_reader
-from services.ingest.domain.payload import Refusal, Window
+from services.ingest.domain.payload import Refusal
 from services.ingest.domain.protocol import PayloadFormat
-from services.ingest.usecases.addressed import take
 
 router = APIRouter(prefix="/api/v1/telemetry/influx", tags=["telemetry"])
 
@@ -93,6 +90,7 @@ _PARTIAL: dict[int | str, dict[str, Any]] = {
 )
 async def write_lines(
     request: Request,
+    response: Response,
     sender: MaySend,
     now: Now,
     precision: Precision = "ns",
@@ -105,25 +103,10 @@ async def write_lines(
     """
     if precision not in NS_OF:
         return _invalid(f"precision is one of {', '.join(NS_OF)}")
-    settings, reception = request.app.state.settings, request.app.state.reception
-    if sender.source is not None:
-        reception.quotas.check(sender.source)
-    window = Window.around(now, past=settings.oldest, ahead=settings.clock_ahead)
-    body, charged = await read_body(request), None
-    if sender.source is not None:
-        charged = reception.quotas.charge(sender.source, len(body))
-    addressed = await read_aside(influx_reader(precision), body, now, window)
-    brought = await bring(request, sender, device_id, addressed, PayloadFormat.INFLUX)
-    taken = await take(
-        reception.intake,
-        reception.quotas,
-        brought,
-        within=settings.accept_within,
-        charged=charged,
-    )
+    read = influx_reader(precision)
+    taken = await receive(request, response, sender, device_id, PayloadFormat.INFLUX, read, now)
     answer = _partial(taken.refused) if taken.refused else Response(status_code=204)
-    if sender.source is not None:
-        answer.headers.update(rate_limit_headers(reception.quotas.of(sender.source)))
+    answer.headers.update(response.headers)
     return answer
 
 

@@ -51,7 +51,7 @@ from services.ingest.domain.payload import (
     parse_json,
 )
 from services.ingest.domain.protocol import PayloadFormat, Protocol
-from services.ingest.usecases.addressed import of_tenant, own, take
+from services.ingest.usecases.addressed import Taken, of_tenant, own, take
 
 router = APIRouter(prefix="/api/v1/telemetry", tags=["telemetry"])
 
@@ -244,26 +244,8 @@ async def send_telemetry(
     written = format_of(request.headers.get("content-type", ""))
     if written is None:
         raise UnsupportedMedia(f"telemetry is sent as {', '.join(CONTENT_TYPES)}")
-    settings, reception = request.app.state.settings, request.app.state.reception
-    if sender.source is not None:
-        reception.quotas.check(sender.source)
-    body = await read_body(request)
-    charged = None
-    if sender.source is not None:
-        charged = reception.quotas.charge(sender.source, len(body))
-    window = Window.around(now, past=settings.oldest, ahead=settings.clock_ahead)
     read = _READERS.get(written) or _of_one(FORMATS[written])
-    addressed = await read_aside(read, body, now, window)
-    brought = await bring(request, sender, device_id, addressed, written)
-    taken = await take(
-        reception.intake,
-        reception.quotas,
-        brought,
-        within=settings.accept_within,
-        charged=charged,
-    )
-    if sender.source is not None:
-        response.headers.update(rate_limit_headers(reception.quotas.of(sender.source)))
+    taken = await receive(request, response, sender, device_id, written, read, now)
     return Acceptance(
         accepted=taken.accepted,
         rejected=[
@@ -273,7 +255,39 @@ async def send_telemetry(
     )
 
 
-async def bring(
+async def receive(
+    request: Request,
+    response: Response,
+    sender: Sender,
+    device_id: UUID | None,
+    written: PayloadFormat,
+    read: ReadAddressed,
+    now: datetime,
+) -> Taken:
+    """Take the points of a body in; return when they are durable. A device is told in the response's
+    headers where it stands.
+    """
+    settings, reception = request.app.state.settings, request.app.state.reception
+    if sender.source is not None:
+        reception.quotas.check(sender.source)
+    body, charged = await read_body(request), None
+    if sender.source is not None:
+        charged = reception.quotas.charge(sender.source, len(body))
+    window = Window.around(now, past=settings.oldest, ahead=settings.clock_ahead)
+    addressed = await read_aside(read, body, now, window)
+    taken = await take(
+        reception.intake,
+        reception.quotas,
+        await _bring(request, sender, device_id, addressed, written),
+        within=settings.accept_within,
+        charged=charged,
+    )
+    if sender.source is not None:
+        response.headers.update(rate_limit_headers(reception.quotas.of(sender.source)))
+    return taken
+
+
+async def _bring(
     request: Request,
     sender: Sender,
     device_id: UUID | None,

@@ -4,7 +4,8 @@ Long: `ts,metric,value` and, if wanted, `unit` and `quality`: a point a row. Wid
 for each metric: a reading a row, whose empty cells say nothing. Both may have `device_id`, for
 those who send for several devices, and `quality`. Where semicolons part the headings they part the cells,
 too, as spreadsheets have it where the comma is decimal; a decimal comma is read in either. `ts` is RFC 3339 or milliseconds since 1970; empty
-or absent it is the time of receipt. A value is a number, `true`, `false`, or else a text.
+or absent it is the time of receipt. A value is a number, `true`, `false`, or else a text. A number has
+400 characters at most.
 """
 
 import csv
@@ -31,8 +32,12 @@ LONGEST_HEADER = 131_072
 _ABOUT = frozenset({"ts", "device_id", "quality"})
 """Columns that are no metrics, of a wide table."""
 _LONG = frozenset({"ts", "device_id", "quality", "metric", "value", "unit"})
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
-_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?\Z", re.ASCII)
+LONGEST_NUMBER = 400
+"""Characters of a number: `%f` makes 316 of the largest double."""
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z", re.ASCII)
+"""Of each run of digits there is one reading: else a long one that is no number is tried in n² ways."""
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?\Z", re.ASCII)
+_INTEGER = re.compile(r"[-+]?\d+\Z", re.ASCII)
 _NO_NUMBERS = frozenset({"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "+infinity"})
 _QUALITIES = {"": Quality.GOOD, **{quality.name.lower(): quality for quality in Quality}}
 
@@ -171,7 +176,8 @@ def _add_wide(decoded: Decoded, index: int, row: Row, ts: int, quality: Quality)
 
 
 def _time(written: str) -> str | float:
-    return float(written) if _NUMBER.match(written) else written
+    is_number = len(written) <= LONGEST_NUMBER and _NUMBER.match(written)
+    return float(written) if is_number else written
 
 
 def _value(cell: str) -> float | bool | str | None:
@@ -179,6 +185,10 @@ def _value(cell: str) -> float | bool | str | None:
     if not cell:
         return None
     stripped = cell.strip()
+    if len(stripped) > LONGEST_NUMBER:
+        return cell
+    if _INTEGER.match(stripped):
+        return int(stripped)  # as such it is refused where no double holds it
     if _NUMBER.match(stripped):
         return float(stripped)
     if _DECIMAL_COMMA.match(stripped):

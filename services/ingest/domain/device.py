@@ -13,6 +13,8 @@ from services.ingest.domain.profile import Profile
 from services.ingest.domain.protocol import PayloadFormat, Protocol
 from services.ingest.domain.quota import Quota
 
+MOST_TAGS = 50
+
 
 class NameTaken(Conflict):
     """Another device of the tenant has this name."""

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import msgspec
 
+from libs.common.errors import UnsupportedMedia
 from libs.common.historian.point import Quality
 from services.ingest.domain.cbor import decode_cbor
 from services.ingest.domain.delimited import decode_csv
@@ -12,6 +13,7 @@ from services.ingest.domain.influx import decode_influx
 from services.ingest.domain.lines import ReadAddressed, for_one
 from services.ingest.domain.ndjson import decode_ndjson
 from services.ingest.domain.payload import Decoded, Read, Window, decode
+from services.ingest.domain.profile import Profile
 from services.ingest.domain.protocol import PayloadFormat
 from services.ingest.domain.senml import decode_senml_cbor, decode_senml_json
 from services.ingest.domain.sparkplug_payload import decode_sparkplug
@@ -56,10 +58,20 @@ def format_of(content_type: str) -> PayloadFormat | None:
     return CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
 
 
-def reader_of(content_type: str) -> Read | None:
-    """Return the reader for a content type; None if we read none such."""
-    written = format_of(content_type)
-    return None if written is None else FORMATS[written]
+def recognise(
+    payload: bytes, named: PayloadFormat | None, profile: Profile | None
+) -> tuple[PayloadFormat, Read]:
+    """Return the form in which a device has written a payload, with its reader.
+
+    Who sends it names the form; else the device's profile does; else it is told by its looks. Raises
+    UnsupportedMedia if it is none that is read from bytes.
+    """
+    declared = profile.payload_format if profile is not None else None
+    written = named or declared or sniff(payload)
+    read = FORMATS.get(written)
+    if read is None:
+        raise UnsupportedMedia(f"{written} is no form of bytes, and is not taken here")
+    return written, read
 
 
 def sniff(payload: bytes) -> PayloadFormat:

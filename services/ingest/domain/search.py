@@ -54,7 +54,7 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     after_id: UUID | None = None
 
     def has(self, place: Place) -> bool:
-        """Whether a place is one in this order, as none is that somebody made himself."""
+        """Whether a place can be one in this order; somebody may have made it himself."""
         if (place.sort, place.descending) != (self.sort, self.descending):
             return False
         try:

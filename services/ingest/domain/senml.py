@@ -29,6 +29,8 @@ from services.ingest.domain.payload import (
 NEWEST_VERSION = 10
 WITH_SECONDARY_UNITS = 26
 """RFC 9100: version 10 and feature 4, the secondary units."""
+LONGEST_NAME = 1_024
+"""Characters of a base name, or of a name. Each record is named by both, and there are thousands."""
 MOST_RELATIVE_S = 2**28
 """A smaller time is counted from now."""
 
@@ -257,6 +259,8 @@ def _fault(record: dict[str, Any]) -> tuple[str, str] | None:
         return "malformed", "`vd` is base64url"
     if any(len(record.get(name, "")) > LONGEST_UNIT for name in ("u", "bu")):
         return "unknown_unit", "no unit has so long a name"
+    if any(len(record.get(name, "")) > LONGEST_NAME for name in ("bn", "n")):
+        return "bad_metric_name", f"a name has at most {LONGEST_NAME} characters"
     version = record.get("bver", NEWEST_VERSION)
     if version.__class__ is not int or not (
         0 < version <= NEWEST_VERSION or version == WITH_SECONDARY_UNITS

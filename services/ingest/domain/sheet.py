@@ -8,10 +8,10 @@ from typing import Any
 
 from libs.common.errors import AppError, Invalid, Malformed
 from services.ingest.domain.attribute import merged
+from services.ingest.domain.device import MOST_TAGS
 from services.ingest.domain.payload import parse_json
 
 MOST_ROWS = 10_000
-MOST_TAGS = 50
 COLUMNS = (
     "name",
     "type",

@@ -75,7 +75,7 @@ class Online:
 
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """A death certificate came, its own or that of its edge node."""
+    """Who it was that was heard is dead; of an edge node so are all its devices."""
 
     path: str
 
@@ -150,8 +150,6 @@ class SparkplugNode:
         """An alias is unique within the edge node."""
         self.declared = 0
         """Bytes, about, of what its births declare."""
-        self._online: set[str] = set()
-        """The paths of its devices that are alive."""
 
     def take(
         self, topic: str, payload: bytes, received_at: datetime, window: Window
@@ -165,13 +163,14 @@ class SparkplugNode:
             return self._die(spoken, parsed)
         if spoken.kind.endswith("BIRTH"):
             self._check_room(spoken, parsed)
-        if spoken.kind == "NBIRTH":
-            self._begin(parsed)
+        actions: list[Action] = []
+        if spoken.kind == "NBIRTH" and self._begin(parsed):
+            actions.append(Offline(spoken.path))
         missing = self._count(parsed)
-        actions: list[Action] = [Gap(missing)] if missing else []
+        if missing:
+            actions.append(Gap(missing))
         if spoken.kind == "DDEATH":
             self._forget(spoken.device)
-            self._online.discard(spoken.path)
             if missing:
                 # Without a value, so that the ledger knows of them.
                 actions.append(Points(spoken.path, Decoded(as_us(received_at), gaps=missing)))
@@ -179,8 +178,6 @@ class SparkplugNode:
         else:
             if spoken.kind.endswith("BIRTH"):
                 self._declare(spoken.device, parsed)
-                if spoken.device is not None:
-                    self._online.add(spoken.path)
                 actions.append(Online(spoken.path))
             decoded = self._read(spoken, parsed, received_at, window)
             decoded.gaps = missing
@@ -189,14 +186,18 @@ class SparkplugNode:
             actions += self._ask(received_at)
         return actions
 
-    def _begin(self, parsed: Any) -> None:
-        """Start anew with a birth: what was declared before holds no more."""
+    def _begin(self, parsed: Any) -> bool:
+        """Start anew with a birth: what was declared before holds no more.
+
+        Returns whether the life that was heard before is over: one birth more in the same is no end.
+        """
+        was, self._bd_seq = self._bd_seq, _bd_seq(parsed)
         self._names.clear()
         self._aliases.clear()
         self._born = True
         self._last_seq = None
         self._asked_at = None
-        self._bd_seq = _bd_seq(parsed)
+        return was is not None and self._bd_seq is not None and was != self._bd_seq
 
     def _die(self, spoken: Topic, parsed: Any) -> list[Action]:
         died = _bd_seq(parsed)
@@ -207,9 +208,7 @@ class SparkplugNode:
         self._last_seq = None
         self._names.clear()
         self._aliases.clear()
-        dead = sorted(self._online)
-        self._online.clear()
-        return [Offline(path) for path in (*dead, spoken.path)]
+        return [Offline(spoken.path)]
 
     def _check_room(self, spoken: Topic, parsed: Any) -> None:
         others = sum(len(names) for device, names in self._names.items() if device != spoken.device)

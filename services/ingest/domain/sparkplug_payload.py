@@ -4,7 +4,7 @@ The fields and numbers are those of Sparkplug 3.0, section 6.4; of the parts tha
 (metadata, data sets, templates) only the place is kept.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeGuard
@@ -100,8 +100,10 @@ _SIGNED_BITS = {1: 8, 2: 16, 3: 32, 4: 64}
 _INTEGERS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 13})
 """13 is a time, which is taken as milliseconds since 1970."""
 _UNSIGNED_BITS = {5: 8, 6: 16, 7: 32, 8: 64, 13: 64}
-_FLOAT = 9
-_FLOATS = frozenset({_FLOAT, 10})
+_FLOAT, _DOUBLE = 9, 10
+_FLOATS = frozenset({_FLOAT, _DOUBLE})
+_LARGEST_FLOAT = (2 - 2.0**-23) * 2.0**127
+"""Of 32 bits."""
 BOOLEAN = 11
 _TEXTS = frozenset({12, 14, 15})
 _VALUES = (
@@ -228,12 +230,11 @@ def set_value(metric: Any, value: float | bool | str) -> None:
         metric.boolean_value = value
     elif datatype in _TEXTS and isinstance(value, str):
         metric.string_value = value
-    elif datatype in _FLOATS and is_number(value):
-        if datatype == _FLOAT:
-            metric.float_value = value
-        else:
-            metric.double_value = value
-    elif datatype in _INTEGERS and is_number(value) and value == int(value):
+    elif datatype == _FLOAT and _is_number(value) and abs(value) <= _LARGEST_FLOAT:
+        metric.float_value = value
+    elif datatype == _DOUBLE and _is_number(value):
+        metric.double_value = value
+    elif datatype in _INTEGERS and _is_number(value) and value == int(value):
         _set_integer(metric, int(value))
     else:
         raise Invalid(f"{str(value)[:80]!r} is no value of Sparkplug's type {datatype}")
@@ -252,9 +253,13 @@ def _set_integer(metric: Any, value: int) -> None:
     setattr(metric, field, value & (2**bits - 1))
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number of 64 bits at most, which true and false are not."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def _quality(metric: Any) -> Quality:

@@ -18,10 +18,11 @@ grows, and it goes to the quarantine unread.
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from typing import Protocol as Interface
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -40,9 +41,10 @@ from services.ingest.domain.broker_access import EXCHANGE, command_queue, read_r
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.command import Delivered, Outgoing, to_json
 from services.ingest.domain.device import Source
-from services.ingest.domain.formats import FORMATS, format_of, sniff
-from services.ingest.domain.payload import Decoded, Read, Window, decode
+from services.ingest.domain.formats import format_of, recognise
+from services.ingest.domain.payload import Read, decode
 from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.domain.quota import messages_by_size
 from services.ingest.protocols.amqp_deliveries import Delivery, DeliveryTransport
 from services.ingest.usecases.downlinks import Send
 from services.ingest.usecases.inlet import Inlet
@@ -51,6 +53,8 @@ from services.ingest.usecases.reception import Reception
 from services.ingest.usecases.telemetry import Done
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 INGEST_QUEUE = "devices.ingest"
 DEAD = "devices.dead"
@@ -80,6 +84,10 @@ LOGINS_UNSEEN = 8
 """A device may log in so often before it is looked how many connections it has."""
 OWED_S = 10.0
 """A device that owes what it may send in so long is cut off, and let in again when that is paid."""
+SHUT_S = 30.0
+"""A queue of commands that takes none, as it has gone or is full, is let alone for so long."""
+DECLARED_S = 24 * 3_600.0
+"""A queue that was made within so long is not made again: many may log in at once."""
 CLOSED_AT_ONCE = 8
 CUT_FOR_S = 30.0
 """How long a revoked device's connections are tried to be cut: it cannot open others."""
@@ -209,6 +217,10 @@ class AmqpDevices:
         self._inlets: OrderedDict[UUID, Inlet] = OrderedDict()
         self._ways: OrderedDict[UUID, tuple[Source, Send]] = OrderedDict()
         """Devices whose queue of commands there is, as far as this process knows."""
+        self._declared: OrderedDict[UUID, float] = OrderedDict()
+        """When a device's queue of commands was made, or was there when it was to be made."""
+        self._shut: OrderedDict[UUID, float] = OrderedDict()
+        """Devices whose queue took no command, and until when it is offered none."""
         self._logins: OrderedDict[UUID, int] = OrderedDict()
         """How often a device logged in since its connections were counted."""
         self._owing: dict[UUID, float] = {}
@@ -260,9 +272,18 @@ class AmqpDevices:
 
         Raises Unavailable, and TooManyRequests if it has more connections than a device needs.
         """
-        await self._mind_connections(source.device_id)
-        if source.device_id in self._ways:
-            return
+        device_id = source.device_id
+        await self._mind_connections(device_id)
+        if not self._was_declared(device_id):
+            await self._declare_queue_of(device_id)
+        if device_id not in self._ways:
+            self._open_way(source)
+
+    def _was_declared(self, device_id: UUID) -> bool:
+        at = self._declared.get(device_id)
+        return at is not None and asyncio.get_running_loop().time() - at < DECLARED_S
+
+    async def _declare_queue_of(self, device_id: UUID) -> None:
         try:
             with closing_is_an_error():
                 async with asyncio.timeout(5.0):
@@ -270,7 +291,7 @@ class AmqpDevices:
                     channel = await connection.channel(publisher_confirms=False)
                     try:
                         await channel.queue_declare(
-                            command_queue(source.device_id),
+                            command_queue(device_id),
                             durable=True,
                             arguments={
                                 "x-expires": COMMANDS_KEPT_MS,
@@ -282,7 +303,7 @@ class AmqpDevices:
                         await channel.close()
         except BROKEN as error:
             raise Unavailable("the broker cannot be reached", retry_after_s=1) from error
-        self._open_way(source)
+        _remember(self._declared, device_id, asyncio.get_running_loop().time())
 
     async def _mind_connections(self, device_id: UUID) -> None:
         if self._management is None:
@@ -294,13 +315,11 @@ class AmqpDevices:
             except Unavailable:
                 open_now = 0  # rather one too many than a device that is shut out
             if open_now >= MOST_CONNECTIONS:
-                self._logins[device_id] = LOGINS_UNSEEN
+                _remember(self._logins, device_id, LOGINS_UNSEEN)
                 detail = f"it has {MOST_CONNECTIONS} connections, which is as many as there may be"
                 raise TooManyRequests(detail, retry_after_s=10)
             logins = 1
-        self._logins[device_id] = logins
-        if len(self._logins) > MOST_KNOWN:
-            self._logins.popitem(last=False)
+        _remember(self._logins, device_id, logins)
 
     # --- what devices say
 
@@ -428,12 +447,20 @@ class AmqpDevices:
             return False
         self._inlets.move_to_end(device_id)
         done = acknowledger.take(message.tag)
-        received_at = self._reception.clock.now()
+        source, received_at = inlet.source, self._reception.clock.now()
+        self._count(source, message.size)
         refused = self._refusal(message)
+        written: PayloadFormat | None = None
+        read: Read = decode
+        if refused is None and channel is Channel.TELEMETRY:
+            try:
+                written, read = _recognise(message, source)
+            except UnsupportedMedia as error:
+                refused = error.slug, error.detail
         if refused is not None:
             reason, detail = refused
             self._reception.intake.refuse_message(
-                inlet.source,
+                source,
                 reason,
                 detail,
                 message.body,
@@ -442,23 +469,17 @@ class AmqpDevices:
                 channel=channel,
             )
             return True
-        source = inlet.source
-        written = _format_of(message.content_type, source)
         self._reception.met(source, Protocol.AMQP, written)
-        if device_id not in self._ways:
+        if device_id not in self._ways and not self._is_shut(device_id):
             self._open_way(source)
-        read: Read = decode
-        if channel is Channel.TELEMETRY:
-            read = _reader(message.content_type, written)
         inlet.take(channel, message.body, received_at, done, read)
-        self._count(source)
         return True
 
-    def _count(self, source: Source) -> None:
+    def _count(self, source: Source, size: int) -> None:
         """Count a message that was confirmed already: all that helps is to have no more of them."""
         quotas, now = self._reception.quotas, asyncio.get_running_loop().time()
         quota = quotas.of(source)
-        quota.spend(1.0, now)
+        quota.spend(messages_by_size(size), now)
         if quota.left < -OWED_S * quota.rate.per_second:
             if now < self._owing.get(source.device_id, 0.0):
                 return
@@ -546,6 +567,7 @@ class AmqpDevices:
             await self._send(source, send, outgoing)
             return Delivered.SENT
 
+        self._shut.pop(source.device_id, None)
         self._ways[source.device_id] = (source, send)
         self._reception.downlinks.attach(source, send)
         while len(self._ways) > MOST_KNOWN:
@@ -566,29 +588,62 @@ class AmqpDevices:
             await self._publisher.publish([Parcel("", queue, properties, to_json(outgoing))])
         except Unavailable:
             if self._publisher.is_open and self._ways.get(source.device_id) == (source, send):
-                # Its queue has gone, or is full; the device's next word opens the way again.
+                # Its queue has gone, or is full. Each of its words would try again otherwise.
+                now = asyncio.get_running_loop().time()
+                _remember(self._shut, source.device_id, now + SHUT_S)
+                self._declared.pop(source.device_id, None)
                 del self._ways[source.device_id]
                 self._reception.downlinks.detach(source, send)
             raise
+
+    def _is_shut(self, device_id: UUID) -> bool:
+        return asyncio.get_running_loop().time() < self._shut.get(device_id, 0.0)
 
     async def _find_ways(self) -> None:
         """Find the queues of commands that outlived the process that made them."""
         if self._management is None:
             return
         prefix, failures = command_queue(UUID(int=0))[:-36], 0
-        while True:
+        page = pages = 1
+        while page <= pages:
             try:
                 await self._link.connection()
-                async for queue in self._management.queues(self.vhost, prefix):
-                    with contextlib.suppress(ValueError):
-                        source = await self._source_of(UUID(queue.removeprefix(prefix)))
-                        if source is not None and source.device_id not in self._ways:
-                            self._open_way(source)
-                return
-            except Unavailable as error:
-                log.warning("queues of commands cannot be listed now", error=error.detail)
-            failures += 1
-            await asyncio.sleep(pause_s(failures))
+                found, pages = await self._management.queues(self.vhost, prefix, page)
+                await self._find_ways_to([queue.removeprefix(prefix) for queue in found])
+            except Exception as error:
+                if is_transient(error):
+                    log.warning("queues of commands cannot be listed now", error=str(error))
+                else:
+                    log.exception("queues of commands could not be listed")
+                failures += 1
+                await asyncio.sleep(pause_s(failures))
+                # There may be fewer pages by now. What was found on this one is known already.
+                page = max(1, page - 1)
+                continue
+            page, failures = page + 1, 0
+
+    async def _find_ways_to(self, named: Iterable[str]) -> None:
+        """Open the ways to the devices that have a queue of these names. Raises what is transient."""
+        devices = []
+        for name in named:
+            with contextlib.suppress(ValueError):
+                devices.append(UUID(name))
+        unknown = [device_id for device_id in devices if device_id not in self._ways]
+        for start in range(0, len(unknown), LOOKED_UP_AT_ONCE):
+            some = unknown[start : start + LOOKED_UP_AT_ONCE]
+            found = await asyncio.gather(*map(self._source_of, some), return_exceptions=True)
+            failed: BaseException | None = None
+            for device_id, source in zip(some, found, strict=True):
+                if isinstance(source, BaseException):
+                    if is_transient(source):
+                        failed = source
+                    else:
+                        # Ours to find. It costs this device's way alone, until its next word.
+                        log.error("no way was found", device=str(device_id), exc_info=source)
+                elif source is not None and device_id not in self._ways and not source.is_revoked:
+                    self._open_way(source)
+            if failed is not None:
+                raise failed
 
     # --- who may go on no longer
 
@@ -599,6 +654,7 @@ class AmqpDevices:
         way = self._ways.pop(device_id, None)
         if way is not None:
             self._reception.downlinks.detach(*way)
+        self._shut.pop(device_id, None)
         self._close_connections_of(device_id, reason)
 
     def _close_connections_of(self, device_id: UUID, reason: str) -> None:
@@ -630,28 +686,30 @@ class AmqpDevices:
                         return
                     except Unavailable as error:
                         log.warning("a connection cannot be cut", error=error.detail)
+                    except Exception:
+                        # Ours to find. It must not keep all that are revoked later from being cut.
+                        log.exception("a connection could not be cut", device=str(device_id))
                     failures += 1
                     await asyncio.sleep(pause_s(failures))
         log.error("a device's connections are not cut", device=str(device_id))
 
 
-def _format_of(content_type: str | None, source: Source) -> PayloadFormat | None:
-    """Return the form a message says it is in, else its device's profile says; None if nobody does."""
-    if content_type:
-        return format_of(content_type)
-    return source.profile.payload_format if source.profile is not None else None
+def _recognise(message: Delivery, source: Source) -> tuple[PayloadFormat, Read]:
+    """Return the form of a message's body, with its reader. Raises UnsupportedMedia."""
+    named = None
+    if message.content_type:
+        named = format_of(message.content_type)
+        if named is None:
+            raise UnsupportedMedia(f"content type {message.content_type[:100]!r} is not read here")
+    return recognise(message.body, named, source.profile)
 
 
-def _reader(content_type: str | None, written: PayloadFormat | None) -> Read:
-    if written is not None and written in FORMATS:
-        return FORMATS[written]
-
-    def read(payload: bytes, received_at: datetime, window: Window) -> Decoded:
-        if content_type:
-            raise UnsupportedMedia(f"content type {content_type[:100]!r} is not read here")
-        return FORMATS.get(sniff(payload), decode)(payload, received_at, window)
-
-    return read
+def _remember(known: OrderedDict[UUID, T], device_id: UUID, value: T) -> None:
+    """Note something of a device; of too many the longest unheard of is forgotten."""
+    known[device_id] = value
+    known.move_to_end(device_id)
+    if len(known) > MOST_KNOWN:
+        known.popitem(last=False)
 
 
 async def _taken_already(_: object) -> None:

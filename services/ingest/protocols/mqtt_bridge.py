@@ -25,6 +25,7 @@ from services.ingest.domain.channel import Channel
 from services.ingest.domain.command import Delivered, Outgoing, to_json
 from services.ingest.domain.connector import State
 from services.ingest.domain.device import Source
+from services.ingest.domain.gateway import is_a_name
 from services.ingest.domain.payload import (
     Decoded,
     Read,
@@ -42,6 +43,7 @@ from services.ingest.protocols.sparkplug_host import SparkplugHost
 from services.ingest.usecases.connectors import Connector, Kind, Report
 from services.ingest.usecases.downlinks import Send
 from services.ingest.usecases.inlet import Inlet, at_most
+from services.ingest.usecases.named_devices import is_an_id
 from services.ingest.usecases.reception import Reception
 from services.ingest.usecases.telemetry import Done
 
@@ -59,7 +61,6 @@ LONGEST_HEAD = 65_539
 """Bytes of a packet before its payload."""
 MOST_KNOWN = 20_000
 """Devices, and names that are none's, remembered for one broker."""
-LONGEST_NAME = 128
 LONGEST_TOPIC = 1_024
 ANSWER_S = 10.0
 """How long the broker may take over each of its answers."""
@@ -449,6 +450,9 @@ class Bridge:
         if self._strangers.get(name, 0.0) > now:
             return None
         source = await self._source_of(self._settings.devices.get(name, name))
+        if name in self._inlets:
+            # Meanwhile it was looked up for the other of the two who ask: its messages go one way.
+            return self._inlets[name]
         if source is None:
             _remember(self._strangers, name, now + UNKNOWN_S)
             return None
@@ -460,7 +464,7 @@ class Bridge:
     async def _source_of(self, name: str) -> Source | None:
         devices, registering = self._connector.devices, self._settings.auto_register
         source = await devices.source(name)
-        if source is not None or registering is None or not _is_a_name(name):
+        if source is not None or registering is None or not is_a_name(name) or is_an_id(name):
             return source
         try:
             await devices.register(
@@ -531,17 +535,6 @@ def _properties_of(message: aiomqtt.Message) -> Properties | None:
 def _bytes(payload: object) -> bytes:
     """Return a payload as it was sent; aiomqtt hands bytes on."""
     return bytes(payload) if isinstance(payload, bytes | bytearray) else b""
-
-
-def _is_a_name(text: str) -> bool:
-    """Whether a device may be called so."""
-    if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
-        return False
-    try:
-        UUID(text)
-    except ValueError:
-        return True
-    return False
 
 
 def _remember(known: OrderedDict[str, T], name: str, value: T) -> list[T]:

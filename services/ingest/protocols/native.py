@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 
 from services.ingest.domain.channel import Channel
@@ -32,6 +31,6 @@ def already(decoded: Decoded) -> Read:
 
     def read(payload: bytes, received_at: datetime, window: Window) -> Decoded:
         # What must be registered first is read twice, and each time made to fit the device's profile.
-        return replace(decoded, points=list(decoded.points), refused=list(decoded.refused))
+        return decoded.copy()
 
     return read

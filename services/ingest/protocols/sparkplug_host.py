@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from itertools import dropwhile, takewhile
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from libs.common.errors import AppError, TooLarge
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.command import Delivered, Outgoing
 from services.ingest.domain.device import Source
+from services.ingest.domain.gateway import NotBehind
 from services.ingest.domain.protocol import PayloadFormat, Protocol
 from services.ingest.domain.sparkplug import (
     REBIRTH,
@@ -29,7 +31,7 @@ from services.ingest.domain.sparkplug import (
 )
 from services.ingest.protocols.native import already
 from services.ingest.usecases.downlinks import Send
-from services.ingest.usecases.inlet import Inlet, nothing
+from services.ingest.usecases.inlet import Inlet, after, nothing
 from services.ingest.usecases.reception import Reception
 from services.ingest.usecases.telemetry import Done
 
@@ -44,14 +46,19 @@ MOST_AWAITED = 1_000
 
 
 class _Awaited(NamedTuple):
+    """A command that was sent: it is done when the metric of the path is reported to have the value."""
+
     command_id: UUID
     inlet: Inlet
     """Of the device that it was sent to."""
+    path: str
+    metric: str
     value: float | bool | str
 
 
 InletOf = Callable[[str], Awaitable[Inlet | None]]
-"""Finds the device that is called `group/node` or `group/node/device`."""
+"""Finds the device that is called `group/node` or `group/node/device`. Raises NotBehind if it may not
+be spoken for, Unavailable."""
 Transmit = Callable[[Outgoing | None, str, bytes], Awaitable[Delivered]]
 """Sends a payload on a topic, for a command if there is one; raises as `Send`."""
 LetGo = Callable[[str, bytes, datetime, Done, str], None]
@@ -86,25 +93,36 @@ class SparkplugHost:
         """Who is alive, as far as was heard, by path."""
         self._ways: dict[str, tuple[Source, Send]] = {}
         """Whom commands can be sent to, by path."""
-        self._awaited: OrderedDict[tuple[str, str], _Awaited] = OrderedDict()
-        """Commands that were sent, by path and metric: they are done when it is reported so."""
+        self._awaited: OrderedDict[UUID, _Awaited] = OrderedDict()
+        """Commands that were sent and are not done, the oldest first."""
+        self._awaited_of: dict[tuple[str, str], list[_Awaited]] = {}
+        """The same by path and metric, in the order they were sent."""
 
     def leave(self, reason: str) -> None:
         """Say that nobody can tell any more who is alive."""
         for path in list(self._ways):
             self._close_way(path)
         for source in self._here.values():
-            self._reception.presence.went(source, reason)
+            self._reception.presence.went(source, self, reason)
         self._here.clear()
 
     async def take(
         self, topic: str, payload: bytes, at: datetime, done: Done, most_bytes: int
     ) -> None:
-        """Take a message of an edge node; `done` is called when all of it is durable."""
+        """Take a message of an edge node; `done` is called when all of it is durable.
+
+        Raises what finding the device raises.
+        """
         spoken = parse_topic(topic)
         if spoken is None:
             done()  # a command, or another host's state: not said to us
             return
+        # Before anything of it is counted: what cannot be looked up now comes once more as a whole.
+        inlet, stranger = None, None
+        try:
+            inlet = await self._inlet_of(spoken.path)
+        except NotBehind as error:
+            stranger = error
         try:
             if len(payload) > most_bytes:
                 raise TooLarge(f"{len(payload)} bytes, where at most {most_bytes} are taken")
@@ -112,13 +130,17 @@ class SparkplugHost:
                 topic, payload, at, self._reception.window
             )
         except AppError as error:
-            await self._refuse(spoken.path, topic, payload, at, done, error)
+            if stranger is not None:
+                raise stranger from None
+            self._refuse(inlet, topic, payload, at, done, error)
             return
         if spoken.kind.endswith("BIRTH"):
             self._make_room()
+        if stranger is not None:
+            raise stranger
         done = after(1 + sum(isinstance(action, Points) for action in actions), done)
         for action in actions:
-            await self._act(action, spoken, topic, payload, at, done)
+            await self._act(action, spoken, inlet, topic, payload, at, done)
         if spoken.kind == "NBIRTH":
             self._reported(spoken.path, REBIRTH, True, at)
         done()
@@ -127,14 +149,15 @@ class SparkplugHost:
         self,
         action: Action,
         spoken: Topic,
+        inlet: Inlet | None,
         topic: str,
         payload: bytes,
         at: datetime,
         done: Done,
     ) -> None:
+        """Do what a message asks for; `inlet` is that of whom it speaks, if it is a known device."""
         match action:
             case Points(path, decoded):
-                inlet = await self._inlet_of(path)
                 if inlet is None:
                     self._let_go(topic, payload, at, done, "of unknown devices")
                     return
@@ -145,15 +168,11 @@ class SparkplugHost:
                 for point in reported:
                     self._reported(path, point.metric, point.value, at)
             case Online(path):
-                inlet = await self._inlet_of(path)
                 if inlet is not None:
                     self._came(path, inlet.source, "sparkplug birth")
                     self._open_way(spoken, inlet)
             case Offline(path):
-                self._close_way(path)
-                source = self._here.pop(path, None)
-                if source is not None:
-                    self._reception.presence.went(source, "sparkplug death")
+                self._died(path)
             case AskRebirth(asked):
                 await self._transmit(None, asked, rebirth_command(at))
             case _:
@@ -162,7 +181,14 @@ class SparkplugHost:
     def _came(self, path: str, source: Source, reason: str) -> None:
         if source is not self._own and self._here.get(path) is not source:
             self._here[path] = source
-            self._reception.presence.came(source, reason)
+            self._reception.presence.came(source, self, reason)
+
+    def _died(self, path: str) -> None:
+        """Note that a device is dead, or an edge node and with it all its devices."""
+        for dead in [each for each in self._ways if _is_within(each, path)]:
+            self._close_way(dead)
+        for dead in [each for each in self._here if _is_within(each, path)]:
+            self._reception.presence.went(self._here.pop(dead), self, "sparkplug death")
 
     # --- commands
 
@@ -175,13 +201,11 @@ class SparkplugHost:
             node = self._node(born.group, born.node)
             write = node.write(born.device, outgoing.name, outgoing.params, now)
             # Before it leaves: the report may be here before the acknowledgement.
-            self._awaited[write.path, write.metric] = _Awaited(outgoing.id, inlet, write.value)
-            if len(self._awaited) > MOST_AWAITED:
-                self._awaited.popitem(last=False)
+            self._await(_Awaited(outgoing.id, inlet, write.path, write.metric, write.value))
             try:
                 return await self._transmit(outgoing, write.topic, write.payload)
             except AppError:
-                self._awaited.pop((write.path, write.metric), None)
+                self._await_no_more(outgoing.id)
                 raise
 
         self._ways[born.path] = (inlet.source, send)
@@ -192,21 +216,47 @@ class SparkplugHost:
         if way is not None:
             self._reception.downlinks.detach(*way)
 
+    def _await(self, awaited: _Awaited) -> None:
+        self._await_no_more(awaited.command_id)  # it may have been sent before
+        self._awaited[awaited.command_id] = awaited
+        self._awaited_of.setdefault((awaited.path, awaited.metric), []).append(awaited)
+        if len(self._awaited) > MOST_AWAITED:
+            self._await_no_more(next(iter(self._awaited)))
+
+    def _await_no_more(self, command_id: UUID) -> None:
+        awaited = self._awaited.pop(command_id, None)
+        if awaited is not None:
+            key = awaited.path, awaited.metric
+            self._awaited_of[key].remove(awaited)
+            if not self._awaited_of[key]:
+                del self._awaited_of[key]
+
     def _reported(self, path: str, metric: str, value: float | bool | str, at: datetime) -> None:
-        """End the command that asked for this: Sparkplug has no answer but the value itself."""
-        awaited = self._awaited.get((path, metric))
-        if awaited is None or not _is_alike(awaited.value, value):
-            return
-        del self._awaited[path, metric]
-        reply = {"id": awaited.command_id, "status": "succeeded", "result": {metric: value}}
-        awaited.inlet.take(Channel.REPLIES, msgspec.json.encode(reply), at, nothing)
+        """End the command that asked for this: Sparkplug has no answer but the value itself.
+
+        A node tells of changes: what was written several times in a row it reports once.
+        """
+
+        def is_other(awaited: _Awaited) -> bool:
+            return not _is_alike(awaited.value, value)
+
+        asked = dropwhile(is_other, self._awaited_of.get((path, metric), ()))
+        for awaited in list(takewhile(lambda each: not is_other(each), asked)):
+            self._await_no_more(awaited.command_id)
+            reply = {"id": awaited.command_id, "status": "succeeded", "result": {metric: value}}
+            awaited.inlet.take(Channel.REPLIES, msgspec.json.encode(reply), at, nothing)
 
     # --- what cannot be taken
 
-    async def _refuse(
-        self, path: str, topic: str, payload: bytes, at: datetime, done: Done, error: AppError
+    def _refuse(
+        self,
+        inlet: Inlet | None,
+        topic: str,
+        payload: bytes,
+        at: datetime,
+        done: Done,
+        error: AppError,
     ) -> None:
-        inlet = await self._inlet_of(path)
         if inlet is None:
             self._let_go(topic, payload, at, done, "of unknown devices")
             return
@@ -232,21 +282,12 @@ class SparkplugHost:
             declared -= node.declared
 
 
+def _is_within(path: str, node_or_device: str) -> bool:
+    return path == node_or_device or path.startswith(f"{node_or_device}/")
+
+
 def _is_alike(written: float | bool | str, reported: float | bool | str) -> bool:
     """Whether a reported value is the one that was written, as far as a 32-bit float can tell."""
     if isinstance(written, str) or isinstance(reported, str):
         return written == reported
     return math.isclose(written, reported, rel_tol=1e-6)
-
-
-def after(parts: int, done: Done) -> Done:
-    """Return a function that calls `done` when it has been called so often."""
-    left = parts
-
-    def one() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            done()
-
-    return one

@@ -3,32 +3,16 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Column, DateTime, MetaData, Table, Uuid, func, select
-from sqlalchemy.dialects.postgresql import BIGINT, BOOLEAN, TEXT, insert
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.ingest.domain.policy import DevicePolicy
+from services.ingest.store.tables import OscoreSequenceRow, PolicyRow
 
 NUMBERS_PER_SECOND = 256
 """That a device's numbers grow by on the clock: of the 2**40 that there are (RFC 8613) enough for 130 years."""
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-
-_metadata = MetaData(schema="ingest")
-_policies = Table(
-    "policies",
-    _metadata,
-    Column("tenant_id", Uuid, primary_key=True),
-    Column("plain_coap", BOOLEAN, nullable=False),
-    Column("changed_at", DateTime(timezone=True), nullable=False),
-)
-_sequences = Table(
-    "oscore_sequences",
-    _metadata,
-    Column("tenant_id", Uuid, primary_key=True),
-    Column("identity", TEXT, primary_key=True),
-    Column("device_id", Uuid, nullable=False),
-    Column("used", BIGINT, nullable=False),
-)
 
 
 class Policies:
@@ -41,7 +25,7 @@ class Policies:
     async def get(self) -> DevicePolicy:
         """Return the policy; the strictest, if none was ever set."""
         plain_coap = await self._session.scalar(
-            select(_policies.c.plain_coap).where(_policies.c.tenant_id == self._tenant_id)
+            select(PolicyRow.plain_coap).where(PolicyRow.tenant_id == self._tenant_id)
         )
         return DevicePolicy(plain_coap=bool(plain_coap))
 
@@ -49,7 +33,7 @@ class Policies:
         """Set the policy."""
         values = {"plain_coap": policy.plain_coap, "changed_at": at}
         await self._session.execute(
-            insert(_policies)
+            insert(PolicyRow)
             .values(tenant_id=self._tenant_id, **values)
             .on_conflict_do_update(index_elements=["tenant_id"], set_=values)
         )
@@ -70,7 +54,7 @@ class Sequences:
         """
         floor = max(0, (at - _EPOCH) // timedelta(seconds=1)) * NUMBERS_PER_SECOND
         used = await self._session.scalar(
-            insert(_sequences)
+            insert(OscoreSequenceRow)
             .values(
                 tenant_id=self._tenant_id,
                 identity=identity,
@@ -79,9 +63,9 @@ class Sequences:
             )
             .on_conflict_do_update(
                 index_elements=["tenant_id", "identity"],
-                set_={"used": func.greatest(_sequences.c.used, floor) + count},
+                set_={"used": func.greatest(OscoreSequenceRow.used, floor) + count},
             )
-            .returning(_sequences.c.used)
+            .returning(OscoreSequenceRow.used)
         )
         assert used is not None
         return int(used) - count

@@ -1,14 +1,14 @@
 """Commands: one tenant's as its users see them, and those of all that are to be sent or are overdue."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text, tuple_
+from sqlalchemy import Row, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,14 +17,14 @@ from libs.common.db.engine import Database
 from libs.common.db.transactions import Joint, JointTransactions
 from libs.common.errors import NotFound
 from services.ingest.domain.command import Command, CommandStatus, Outgoing, Step, numbered
+from services.ingest.store.connections import DeviceKey
 from services.ingest.store.tables import CommandRow, CommandStepRow
 
 MOST_STEPS_SENT = 20
-"""So many attempts to send a command are written down one by one; more are only counted."""
+"""So many times it is written down that a command is about to be sent, and that it was not; from then on
+only what was sent, and only when that is known."""
 MOST_RESENDS = 10
 """A command that nobody says has arrived is sent so many times at most."""
-
-_OPEN = (CommandStatus.QUEUED, CommandStatus.SENT, CommandStatus.ACKNOWLEDGED)
 
 
 class Commands:
@@ -67,13 +67,23 @@ class Commands:
         query = select(func.count()).where(
             CommandRow.tenant_id == self._tenant_id,
             CommandRow.device_id == device_id,
-            CommandRow.status.in_(_OPEN),
+            CommandRow.completed_at.is_(None),
         )
         return await self._session.scalar(query) or 0
 
     async def get(self, device_id: UUID, command_id: UUID, *, lock: bool = False) -> Command:
         """Return a device's command, locked until the transaction ends if asked. Raises NotFound."""
-        return _to_command(await self._row(device_id, command_id, lock=lock))
+        query = select(CommandRow).where(
+            CommandRow.tenant_id == self._tenant_id,
+            CommandRow.device_id == device_id,
+            CommandRow.id == command_id,
+        )
+        if lock:
+            query = query.with_for_update().execution_options(populate_existing=True)
+        row = await self._session.scalar(query)
+        if row is None:
+            raise NotFound(f"no command {command_id}")
+        return _to_command(row)
 
     async def of_number(self, device_id: UUID, number: int) -> UUID | None:
         """Return the newest of the device's latest 200 commands that has this number."""
@@ -113,7 +123,7 @@ class Commands:
             .where(
                 CommandRow.tenant_id == self._tenant_id,
                 CommandRow.device_id == device_id,
-                CommandRow.status.in_(_OPEN),
+                CommandRow.completed_at.is_(None),
             )
             .order_by(CommandRow.id)
             .with_for_update()
@@ -121,15 +131,20 @@ class Commands:
         return [_to_command(row) for row in await self._session.scalars(query)]
 
     async def update(self, command: Command, at: datetime, detail: str = "") -> None:
-        """Save how far a command has come, and note the step."""
-        row = await self._row(command.device_id, command.id)
-        row.status = command.status.value
-        row.acknowledged_at = command.acknowledged_at
-        row.completed_at = command.completed_at
-        row.result = command.result
-        row.error = command.error
-        if command.status.is_final:
-            row.due_at = None
+        """Save how far a command that is locked has come, and note the step."""
+        ended = {"due_at": None} if command.status.is_final else {}
+        await self._session.execute(
+            update(CommandRow)
+            .where(CommandRow.tenant_id == self._tenant_id, CommandRow.id == command.id)
+            .values(
+                status=command.status.value,
+                acknowledged_at=command.acknowledged_at,
+                completed_at=command.completed_at,
+                result=command.result,
+                error=command.error,
+                **ended,
+            )
+        )
         await self.note(command.id, at, command.status, detail)
 
     async def note(
@@ -163,19 +178,6 @@ class Commands:
             for row in await self._session.scalars(query)
         ]
 
-    async def _row(self, device_id: UUID, command_id: UUID, *, lock: bool = False) -> CommandRow:
-        query = select(CommandRow).where(
-            CommandRow.tenant_id == self._tenant_id,
-            CommandRow.device_id == device_id,
-            CommandRow.id == command_id,
-        )
-        if lock:
-            query = query.with_for_update().execution_options(populate_existing=True)
-        row = await self._session.scalar(query)
-        if row is None:
-            raise NotFound(f"no command {command_id}")
-        return row
-
 
 class Sent(StrEnum):
     """How it went when a command was sent."""
@@ -196,7 +198,7 @@ class Claimed:
 
     tenant_id: UUID
     device_id: UUID
-    attempt: int
+    claim: int
     """Counts the claims: what is told of an earlier one is not heard any more."""
     outgoing: Outgoing
 
@@ -224,24 +226,30 @@ class Completed:
     at: datetime
 
 
+# A command of a device that is to be sent now, or sent again.
+_TO_SEND = """
+    c.tenant_id = w.tenant_id AND c.device_id = w.device_id AND c.completed_at IS NULL
+    AND c.status IN ('queued', 'sent') AND c.expires_at > (SELECT sec.iiot_now())
+    AND (c.status = 'queued' OR (
+      c.due_at > (SELECT sec.iiot_now()) AND c.attempts < :most_resends
+      AND coalesce(c.tried_at <= (SELECT sec.iiot_now()) - cast(:resend_after AS interval), true)))
+"""
+
+# It counts as sent from here on, for the device may answer at once, or this process die.
 _CLAIM = text(
-    """
+    f"""
     WITH due AS MATERIALIZED (
       SELECT d.tenant_id, d.id, d.status
-      FROM unnest(cast(:tenants AS uuid[]), cast(:devices AS uuid[])) AS w(tenant_id, device_id)
+      FROM unnest(cast(:tenants AS uuid[]), cast(:devices AS uuid[]), cast(:most AS int[]))
+        AS w(tenant_id, device_id, most)
       CROSS JOIN LATERAL (
         SELECT c.tenant_id, c.id, c.status FROM ingest.commands c
-        WHERE c.tenant_id = w.tenant_id AND c.device_id = w.device_id
-          AND c.status IN ('queued', 'sent') AND c.expires_at > (SELECT sec.iiot_now())
-          AND (c.status = 'queued' OR (
-            c.due_at > (SELECT sec.iiot_now()) AND c.attempts < :most_resends
-            AND coalesce(c.tried_at <= (SELECT sec.iiot_now()) - cast(:resend_after AS interval),
-                         true)))
-        ORDER BY c.seq LIMIT :most_each
+        WHERE {_TO_SEND}
+        ORDER BY c.seq LIMIT w.most
         FOR NO KEY UPDATE SKIP LOCKED) d
     ), moved AS (
       UPDATE ingest.commands c
-      SET status = 'sent', attempts = c.attempts + 1,
+      SET status = 'sent', claims = c.claims + 1, attempts = c.attempts + 1,
         sent_at = coalesce(c.sent_at, (SELECT sec.iiot_now())), tried_at = (SELECT sec.iiot_now()),
         due_at = CASE due.status WHEN 'queued' THEN (SELECT sec.iiot_now()) + c.timeout
                  ELSE c.due_at END
@@ -251,11 +259,11 @@ _CLAIM = text(
       INSERT INTO ingest.command_steps (tenant_id, command_id, at, status, detail)
       SELECT tenant_id, id, tried_at, 'sent',
         CASE WHEN attempts = 1 THEN '' ELSE 'attempt ' || attempts END
-      FROM moved WHERE attempts <= :most_steps
+      FROM moved WHERE claims <= :most_steps
     )
-    SELECT tenant_id, device_id, id, attempts, name, params, created_at, expires_at
+    SELECT tenant_id, device_id, id, claims, name, params, created_at, expires_at
     FROM moved ORDER BY seq
-    """
+    """  # noqa: S608 - put together from constants
 )
 
 # What is not known to have arrived stays as it is, unless nobody waits for the device's answer.
@@ -263,12 +271,12 @@ _DELIVER = text(
     """
     WITH held AS MATERIALIZED (
       SELECT c.tenant_id, c.id, w.outcome, w.error,
-        w.outcome IN ('returned', 'late') AS is_back, c.sent_at < c.tried_at AS was_sent_before
-      FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:attempts AS int[]),
+        w.outcome IN ('returned', 'late') AS is_back, c.attempts > 1 AS was_sent_before
+      FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:claims AS int[]),
                   cast(:outcomes AS text[]), cast(:errors AS text[]))
-        AS w(tenant_id, id, attempts, outcome, error)
+        AS w(tenant_id, id, claim, outcome, error)
       JOIN ingest.commands c ON c.tenant_id = w.tenant_id AND c.id = w.id
-      WHERE c.status = 'sent' AND c.attempts = w.attempts
+      WHERE c.status = 'sent' AND c.claims = w.claim
         AND NOT (w.outcome = 'sent' AND c.two_way)
       ORDER BY c.tenant_id, c.id FOR NO KEY UPDATE OF c
     ), moved AS (
@@ -278,6 +286,7 @@ _DELIVER = text(
                    WHEN h.outcome = 'failed' THEN 'failed'
                    WHEN c.two_way THEN 'acknowledged'
                    ELSE 'succeeded' END,
+        attempts = c.attempts - CASE WHEN h.is_back THEN 1 ELSE 0 END,
         sent_at = CASE WHEN h.is_back AND NOT h.was_sent_before THEN NULL ELSE c.sent_at END,
         tried_at = CASE WHEN h.is_back THEN NULL ELSE c.tried_at END,
         acknowledged_at =
@@ -293,10 +302,22 @@ _DELIVER = text(
       INSERT INTO ingest.command_steps (tenant_id, command_id, at, status, detail)
       SELECT tenant_id, id, (SELECT sec.iiot_now()), status,
         CASE WHEN is_back THEN 'it could not be sent' ELSE coalesce(error, '') END
-      FROM moved WHERE attempts <= :most_steps OR NOT is_back
+      FROM moved WHERE claims <= :most_steps OR NOT is_back
     )
     SELECT tenant_id, id, device_id, name, status, error, created_by, completed_at
     FROM moved WHERE completed_at IS NOT NULL
+    """
+)
+
+# Of those that were claimed too often to be written down each time.
+_NOTE_SENT = text(
+    """
+    INSERT INTO ingest.command_steps (tenant_id, command_id, at, status, detail)
+    SELECT c.tenant_id, c.id, c.tried_at, 'sent',
+      CASE WHEN c.attempts = 1 THEN '' ELSE 'attempt ' || c.attempts END
+    FROM unnest(cast(:tenants AS uuid[]), cast(:ids AS uuid[]), cast(:claims AS int[]))
+      AS w(tenant_id, id, claim)
+    JOIN ingest.commands c ON c.tenant_id = w.tenant_id AND c.id = w.id AND c.claims = w.claim
     """
 )
 
@@ -329,16 +350,11 @@ _DUE = text(
 )
 
 _WAITING = text(
-    """
+    f"""
     SELECT w.device_id
     FROM unnest(cast(:tenants AS uuid[]), cast(:devices AS uuid[])) AS w(tenant_id, device_id)
-    WHERE EXISTS (
-      SELECT FROM ingest.commands c
-      WHERE c.tenant_id = w.tenant_id AND c.device_id = w.device_id
-        AND c.status IN ('queued', 'sent')
-        AND (c.status = 'queued' OR coalesce(
-          c.tried_at <= (SELECT sec.iiot_now()) - cast(:resend_after AS interval), true)))
-    """
+    WHERE EXISTS (SELECT FROM ingest.commands c WHERE {_TO_SEND})
+    """  # noqa: S608 - as above
 )
 
 _FORGET = text(
@@ -346,17 +362,14 @@ _FORGET = text(
     " WHERE completed_at < (SELECT sec.iiot_now()) - cast(:kept AS interval)"
 )
 
-DeviceKey = tuple[UUID, UUID]
-"""Tenant and device."""
-
 
 class Dispatching(Joint):
     """An open transaction of several tenants, in which commands are taken to be sent, or ended."""
 
     async def claim(
-        self, devices: Sequence[DeviceKey], most_each: int, resend_after: timedelta
+        self, devices: Mapping[DeviceKey, int], resend_after: timedelta
     ) -> list[Claimed]:
-        """Take up to `most_each` commands of each device to be sent now, in order.
+        """Take commands of each device to be sent now, in order, so many at most.
 
         What was sent so long ago and is not known to have arrived is taken again.
         """
@@ -365,7 +378,7 @@ class Dispatching(Joint):
             {
                 "tenants": [tenant for tenant, _ in devices],
                 "devices": [device for _, device in devices],
-                "most_each": most_each,
+                "most": list(devices.values()),
                 "most_resends": MOST_RESENDS,
                 "most_steps": MOST_STEPS_SENT,
                 "resend_after": resend_after,
@@ -375,7 +388,7 @@ class Dispatching(Joint):
             Claimed(
                 row.tenant_id,
                 row.device_id,
-                row.attempts,
+                row.claims,
                 Outgoing(row.id, row.name, _document(row.params), row.created_at, row.expires_at),
             )
             for row in rows
@@ -383,12 +396,18 @@ class Dispatching(Joint):
 
     async def deliver(self, outcomes: Sequence[Outcome]) -> list[Completed]:
         """Note how it went; return what is done by that."""
+        unnoted = [
+            outcome.claimed
+            for outcome in outcomes
+            if outcome.claimed.claim > MOST_STEPS_SENT
+            and outcome.sent not in (Sent.RETURNED, Sent.LATE)
+        ]
+        if unnoted:
+            await self.connection.execute(_NOTE_SENT, _keys(unnoted))
         rows = await self.connection.execute(
             _DELIVER,
             {
-                "tenants": [outcome.claimed.tenant_id for outcome in outcomes],
-                "ids": [outcome.claimed.outgoing.id for outcome in outcomes],
-                "attempts": [outcome.claimed.attempt for outcome in outcomes],
+                **_keys([outcome.claimed for outcome in outcomes]),
                 "outcomes": [outcome.sent.value for outcome in outcomes],
                 "errors": [outcome.error for outcome in outcomes],
                 "most_steps": MOST_STEPS_SENT,
@@ -429,6 +448,7 @@ class Dispatches(JointTransactions[Dispatching]):
                 {
                     "tenants": [tenant for tenant, _ in devices],
                     "devices": [device for _, device in devices],
+                    "most_resends": MOST_RESENDS,
                     "resend_after": resend_after,
                 },
             )
@@ -438,6 +458,14 @@ class Dispatches(JointTransactions[Dispatching]):
         """Forget commands that were done so long ago, and their steps."""
         async with self._engine.connection() as connection:
             await connection.execute(_FORGET, {"kept": kept})
+
+
+def _keys(claimed: Sequence[Claimed]) -> dict[str, list[Any]]:
+    return {
+        "tenants": [one.tenant_id for one in claimed],
+        "ids": [one.outgoing.id for one in claimed],
+        "claims": [one.claim for one in claimed],
+    }
 
 
 def _to_completed(rows: Iterable[Row[Any]]) -> list[Completed]:

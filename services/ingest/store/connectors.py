@@ -1,14 +1,14 @@
 """Connectors: a tenant's own, and which process runs which, of all tenants."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import delete, func, select, text, tuple_
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Text, Uuid, any_, delete, func, literal, or_, select, text, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -128,6 +128,18 @@ class ConnectorRows:
             DeviceRow.deleted_at.is_(None),
         )
         return await self._session.scalar(query)
+
+    async def has_device(self, names: Collection[str], ids: Collection[UUID]) -> bool:
+        """Whether the tenant has a device of one of these names or ids."""
+        query = select(DeviceRow.id).where(
+            DeviceRow.tenant_id == self._tenant_id,
+            DeviceRow.deleted_at.is_(None),
+            or_(
+                DeviceRow.name == any_(literal(list(names), ARRAY(Text))),
+                DeviceRow.id == any_(literal(list(ids), ARRAY(Uuid))),
+            ),
+        )
+        return await self._session.scalar(query.limit(1)) is not None
 
     async def _save(self, row: ConnectorRow, connector: Definition) -> None:
         row.name = connector.name

@@ -1,6 +1,6 @@
 """Devices that speak for others, and for whom."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -83,34 +83,36 @@ class Gateways:
         return await self._session.scalar(query) or 0
 
     async def put_behind(self, gateway_id: UUID, devices: Mapping[str, UUID]) -> "set[UUID]":
-        """Put devices behind a gateway, under the names it has for them.
+        """Put devices that are held, or new, behind a gateway, under the names it has for them.
 
         A device that was behind another one no longer is; return those gateways.
         """
         if not devices:
             return set()
-        of_these = (
-            GatewayDeviceRow.tenant_id == self._tenant_id,
-            GatewayDeviceRow.device_id.in_(devices.values()),
-        )
-        left = set(
-            await self._session.scalars(select(GatewayDeviceRow.gateway_id).where(*of_these))
-        )
-        await self._session.execute(delete(GatewayDeviceRow).where(*of_these))
-        await self._session.execute(
-            insert(GatewayDeviceRow).values(
-                [
-                    {
-                        "tenant_id": self._tenant_id,
-                        "device_id": device_id,
-                        "gateway_id": gateway_id,
-                        "name": name,
-                    }
-                    for name, device_id in devices.items()
-                ]
+        left = await self._session.scalars(
+            select(GatewayDeviceRow.gateway_id).where(
+                GatewayDeviceRow.tenant_id == self._tenant_id,
+                GatewayDeviceRow.device_id.in_(devices.values()),
             )
         )
-        return left - {gateway_id}
+        added = insert(GatewayDeviceRow).values(
+            [
+                {
+                    "tenant_id": self._tenant_id,
+                    "device_id": device_id,
+                    "gateway_id": gateway_id,
+                    "name": name,
+                }
+                for name, device_id in devices.items()
+            ]
+        )
+        await self._session.execute(
+            added.on_conflict_do_update(
+                index_elements=["tenant_id", "device_id"],
+                set_={"gateway_id": added.excluded.gateway_id, "name": added.excluded.name},
+            )
+        )
+        return set(left) - {gateway_id}
 
     async def take_away(self, gateway_id: UUID, names: list[str]) -> None:
         """Let a gateway no longer speak for those that it calls so."""
@@ -122,13 +124,20 @@ class Gateways:
             )
         )
 
-    async def present(self, device_ids: list[UUID]) -> "set[UUID]":
-        """Return which of these devices there are."""
+    async def hold(self, device_ids: Iterable[UUID]) -> "set[UUID]":
+        """Return which of these devices there are.
+
+        Until the transaction ends they stay, and nobody else puts them behind a gateway.
+        """
+        # In one order everywhere, so that two who want the same wait and do not deadlock.
         rows = await self._session.scalars(
-            select(DeviceRow.id).where(
+            select(DeviceRow.id)
+            .where(
                 DeviceRow.tenant_id == self._tenant_id,
                 DeviceRow.id.in_(device_ids),
                 DeviceRow.deleted_at.is_(None),
             )
+            .order_by(DeviceRow.id)
+            .with_for_update(key_share=True)
         )
         return set(rows)

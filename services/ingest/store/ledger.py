@@ -5,6 +5,7 @@ such rows to the devices' hours. A row is written in the transaction of the poin
 goes in the transaction that adds it, so each is counted once whoever is killed whenever.
 """
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -36,9 +37,15 @@ _WRITE_DOWN = """
 # One at a time, so that who comes second finds all that the first has added.
 _TURN = text("SELECT pg_advisory_xact_lock(hashtextextended('ingest.ledger', 0))")
 
+_NEWEST = text("SELECT coalesce(max(id), 0) FROM ingest.ledger_log")
+
 _TAKE = text(
-    "DELETE FROM ingest.ledger_log"
-    " WHERE id IN (SELECT id FROM ingest.ledger_log ORDER BY id LIMIT :most) RETURNING *"
+    """
+    DELETE FROM ingest.ledger_log
+    WHERE id IN (
+      SELECT id FROM ingest.ledger_log WHERE id <= :up_to ORDER BY id LIMIT :most)
+    RETURNING *
+    """
 )
 
 _ADD = text(
@@ -126,13 +133,19 @@ class Folding:
     def __init__(self, engine: Database) -> None:
         self._engine = engine
 
-    async def fold(self, most: int) -> int:
-        """Add up to `most` rows of the log; return how many those were."""
+    async def newest(self) -> int:
+        """Return the number of the log's newest row: what is written down by now has none above it."""
+        async with self._engine.connection() as connection:
+            return int((await connection.execute(_NEWEST)).scalar_one())
+
+    async def fold(self, most: int, up_to: int) -> int:
+        """Add up to `most` rows of the log, none newer than `up_to`; return how many those were."""
         async with self._engine.connection() as connection:
             await connection.execute(_TURN)
-            rows = (await connection.execute(_TAKE, {"most": most})).all()
+            rows = (await connection.execute(_TAKE, {"most": most, "up_to": up_to})).all()
             if rows:
-                await connection.execute(_ADD, {**_of_series(rows), **_of_devices(rows)})
+                # Of a full log it takes a while, in which this loop has devices to serve.
+                await connection.execute(_ADD, await asyncio.to_thread(_added_up, rows))
             return len(rows)
 
     async def trim(self, kept: timedelta) -> None:
@@ -196,6 +209,10 @@ def _tally(written: Sequence[tuple[_Ints, Written]]) -> tuple[bytes, bytes, byte
         np.add.at(rejected, np.searchsorted(series, bad), 1)
     columns = (series, stored, offered - stored - rejected)
     return tuple(column.astype("<i4").tobytes() for column in columns)  # type: ignore[return-value]  # three of three
+
+
+def _added_up(rows: Sequence[Row[Any]]) -> dict[str, list[Any]]:
+    return {**_of_series(rows), **_of_devices(rows)}
 
 
 def _of_series(rows: Sequence[Row[Any]]) -> dict[str, list[Any]]:

@@ -4,8 +4,9 @@ A session belongs to the process that took it last. What another one still write
 purpose: it knows less.
 """
 
+import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -48,9 +49,10 @@ _SAVE = text(
 _FORGET = text(
     """
     DELETE FROM ingest.mqtt_sessions s
-    USING unnest(cast(:tenants AS uuid[]), cast(:devices AS uuid[]), cast(:befores AS timestamptz[]))
-      AS w(tenant_id, device_id, before)
-    WHERE s.tenant_id = w.tenant_id AND s.device_id = w.device_id AND s.taken_at <= w.before
+    USING unnest(cast(:tenants AS uuid[]), cast(:devices AS uuid[]), cast(:ages AS interval[]))
+      AS w(tenant_id, device_id, age)
+    WHERE s.tenant_id = w.tenant_id AND s.device_id = w.device_id
+      AND s.taken_at <= (SELECT sec.iiot_now()) - w.age
     """
 )
 
@@ -72,8 +74,9 @@ class Word(NamedTuple):
     device_id: UUID
     state: bytes | None
     expiry: timedelta
-    at: datetime
-    """Sessions that were taken later are another matter."""
+    said_at: float
+    """Of `time.monotonic()`: the database's clock may differ. Sessions that were taken later are
+    another matter."""
     is_over: bool
 
 
@@ -136,9 +139,9 @@ class MqttSessions(JointTransactions[Joint]):
                     },
                 )
             if forgotten:
-                await joint.connection.execute(
-                    _FORGET, {**_keys(forgotten), "befores": [word.at for word in forgotten]}
-                )
+                now = time.monotonic()
+                ages = [timedelta(seconds=now - word.said_at) for word in forgotten]
+                await joint.connection.execute(_FORGET, {**_keys(forgotten), "ages": ages})
 
 
 def _keys(words: Iterable[Word]) -> dict[str, list[UUID]]:

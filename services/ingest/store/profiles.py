@@ -1,6 +1,6 @@
 """Profiles of devices."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -40,6 +40,29 @@ class Profiles:
     async def hold(self, profile_id: UUID) -> DeviceProfile:
         """Return a profile, which is not removed until the transaction ends. Raises NotFound."""
         return _to_profile(await self._row(profile_id, hold=True))
+
+    async def of_devices(self, device_ids: Collection[UUID]) -> dict[UUID, Profile]:
+        """Return what the profiles declare of those of the devices that have one."""
+        devices = await self._session.execute(
+            select(DeviceRow.id, DeviceRow.profile_id).where(
+                DeviceRow.tenant_id == self._tenant_id,
+                DeviceRow.id.in_(device_ids),
+                DeviceRow.profile_id.is_not(None),
+                DeviceRow.deleted_at.is_(None),
+            )
+        )
+        had = {row.id: row.profile_id for row in devices}
+        rows = await self._session.scalars(
+            select(ProfileRow).where(
+                ProfileRow.tenant_id == self._tenant_id, ProfileRow.id.in_(set(had.values()))
+            )
+        )
+        declared = {row.id: _to_profile(row).declares for row in rows}
+        return {
+            device_id: declared[profile_id]
+            for device_id, profile_id in had.items()
+            if profile_id in declared
+        }
 
     async def page(self, limit: int, after: str | None) -> list[DeviceProfile]:
         """Return up to `limit` profiles, by name, after the given one."""

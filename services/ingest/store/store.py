@@ -22,7 +22,7 @@ from services.ingest.store.tenants import Tenant
 
 
 class IngestStore(Store):
-    """Devices and quarantine of one tenant."""
+    """What ingest keeps of one tenant."""
 
     def __init__(self, session: AsyncSession, tenant_id: UUID) -> None:
         super().__init__(session, tenant_id)

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Identity, LargeBinary, Text, Uuid
+from sqlalchemy import BigInteger, Identity, LargeBinary, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -202,6 +202,26 @@ class TenantRow(IngestRow):
     said_at: Mapped[datetime]
 
 
+class PolicyRow(TenantOwned, IngestRow):
+    """What a tenant lets its devices do."""
+
+    __tablename__ = "policies"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    plain_coap: Mapped[bool]
+    changed_at: Mapped[datetime]
+
+
+class OscoreSequenceRow(TenantOwned, IngestRow):
+    """Up to which sequence number those of an OSCORE secret were given out."""
+
+    __tablename__ = "oscore_sequences"
+
+    identity: Mapped[str] = mapped_column(primary_key=True)
+    device_id: Mapped[UUID]
+    used: Mapped[int] = mapped_column(BigInteger)
+
+
 class CommandRow(TenantOwned, IngestRow):
     """A command to a device."""
 
@@ -226,6 +246,7 @@ class CommandRow(TenantOwned, IngestRow):
     due_at: Mapped[datetime | None]
     """When it ends by itself: it expires, or its answer is overdue. None when it is done."""
     attempts: Mapped[int]
+    """How often it was sent."""
     result: Mapped[Any] = mapped_column(JSONB(none_as_null=True))
     error: Mapped[str | None]
 

@@ -88,11 +88,7 @@ async def take(
         *(accept(intake, source, decoded, within=within) for source, decoded in brought)
     )
     return Taken(
-        accepted=sum(
-            # What `accept` refuses beyond what could not be read was among the points.
-            len(decoded.points) - (len(refused) - len(decoded.refused))
-            for (_, decoded), refused in zip(brought, taken, strict=True)
-        ),
+        accepted=sum(len(decoded.points) for _, decoded in brought),
         refused=sorted(
             (refusal for refused in taken for refusal in refused),
             key=lambda refusal: refusal.index,

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
-
-import msgspec
 
 from libs.common.db.transactions import Transactions
 from services.ingest.domain.attribute import Scope
@@ -49,11 +47,9 @@ class Tree:
     async def read(self) -> None:
         """Read what is there. Nobody else changes the tree until the transaction ends."""
         await self._store.groups.lock()
-        names: dict[UUID, Path] = {}
-        for group in await self._store.groups.all():
-            above = names[group.parent_id] if group.parent_id is not None else ()
-            names[group.id] = path = (*above, group.name)
-            self._groups[path] = group
+        groups = await self._store.groups.all()
+        paths = _paths(groups)
+        self._groups = {paths[group.id]: group for group in groups}
 
     def has_room_for(self, path: Path) -> bool:
         """Whether a group could be there."""
@@ -78,6 +74,15 @@ class Tree:
     def ids(self, path: Path) -> tuple[UUID, ...]:
         """Return the ids on the way to a group that is there."""
         return self._groups[path].path if path else ()
+
+
+def _paths(groups: Iterable[Group]) -> dict[UUID, Path]:
+    """Return the names on the way to each group of a whole tree, in which parents stand first."""
+    paths: dict[UUID, Path] = {}
+    for group in groups:
+        above = paths[group.parent_id] if group.parent_id is not None else ()
+        paths[group.id] = (*above, group.name)
+    return paths
 
 
 async def import_devices(
@@ -202,18 +207,22 @@ async def export_devices(
 ) -> AsyncIterator[str]:
     """Write the tenant's devices as a sheet that can be imported again, oldest first, part by part.
 
-    Each part is as it is when it is written: a transaction does not stay open for a slow reader.
+    Each part is as it is when it is written: a transaction does not stay open for a slow reader. But a
+    profile and a group have one name in all of it.
     """
     yield written([(*COLUMNS, *WRITTEN_ONLY)])
     wanted = Wanted()
+    profiles: dict[UUID | None, str] = {None: ""}
+    groups: dict[UUID | None, str] = {None: ""}
     while True:
         async with transactions.begin(tenant_id) as store:
             devices = await store.devices.find(wanted, AT_ONCE)
-            names = {p_id: name for name, p_id in (await store.profiles.ids_by_name()).items()}
-            paths: dict[UUID, str] = {}
-            for group in await store.groups.all():
-                above = f"{paths[group.parent_id]}/" if group.parent_id is not None else ""
-                paths[group.id] = above + group.name
+            if not profiles.keys() >= {device.profile_id for device in devices}:
+                for name, profile_id in (await store.profiles.ids_by_name()).items():
+                    profiles.setdefault(profile_id, name)
+            if not groups.keys() >= {device.group_id for device in devices}:
+                for group_id, path in _paths(await store.groups.all()).items():
+                    groups.setdefault(group_id, "/".join(path))
             attributes = await store.attributes.of_devices([d.id for d in devices], Scope.SERVER)
         yield written(
             (
@@ -221,8 +230,8 @@ async def export_devices(
                 device.type,
                 device.serial or "",
                 device.description,
-                names.get(device.profile_id, "") if device.profile_id else "",
-                paths.get(device.group_id, "") if device.group_id else "",
+                profiles.get(device.profile_id, ""),
+                groups.get(device.group_id, ""),
                 ";".join(device.tags),
                 json.dumps(attributes[device.id]) if device.id in attributes else "",
                 str(device.id),
@@ -235,5 +244,4 @@ async def export_devices(
         )
         if len(devices) < AT_ONCE:
             return
-        place = wanted.place_of(devices[-1])
-        wanted = msgspec.structs.replace(wanted, after_key=place.key, after_id=place.id)
+        wanted = wanted.behind(wanted.place_of(devices[-1]))

@@ -7,12 +7,16 @@ tried again; a change of the connector starts it anew.
 """
 
 import asyncio
+import errno
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -46,12 +50,20 @@ MOST = 50
 LONGEST_REASON = 500
 LONGEST_SECRET = 16_384
 MOST_MEMORY_BYTES = 65_536
+"""Of what a run remembers; it is written again and again."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 RENEWALS = 4
 """How often a lease is renewed while it lasts."""
 NOTED_EVERY = timedelta(seconds=1)
 BROWSE_S = 20.0
+_NO_WAY_THERE = (
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EADDRNOTAVAIL,
+)
 
 Report = Callable[[State, str], None]
 """Says how a run does, with the reason, which the tenant reads: no secret, nothing of ours."""
@@ -77,7 +89,8 @@ class Connector:
     memory: Mapping[str, Any] = field(default_factory=dict)
     """What an earlier run remembered."""
     remember: Callable[[dict[str, Any]], None] = lambda memory: None
-    """Keeps something (JSON) for later runs; written with the next note, within a second or so."""
+    """Keeps something (JSON) for later runs; written with the next note, within a second or so.
+    What is larger than MOST_MEMORY_BYTES is not kept, and what was kept before stays."""
 
     def secret(self, name: str) -> str | None:
         """Return a secret's value, None if it was not set."""
@@ -305,7 +318,19 @@ async def browse(
     except TimeoutError as error:
         raise Unavailable(f"the other side did not answer within {BROWSE_S:.0f} s") from error
     except OSError as error:
-        raise Unavailable(f"not connected: {error}") from error
+        raise Unavailable(f"not connected: {_said(error)}") from error
+
+
+def _said(error: OSError) -> str:
+    """Return what a tenant may read of it. A file's path is ours, and what is done with it."""
+    is_of_a_network = (
+        isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError)
+        or error.errno in _NO_WAY_THERE
+    )
+    if is_of_a_network:
+        return str(error) or type(error).__name__
+    log.error("a connection could not be opened", exc_info=error)
+    return "it could not be opened"
 
 
 def _say_changed(store: IngestStore, connector_id: UUID, at: datetime) -> None:
@@ -457,7 +482,7 @@ class Connectors:
                 except AppError as error:
                     self._say(running, State.FAILED, error.detail)
                 except OSError as error:
-                    self._say(running, State.FAILED, str(error) or type(error).__name__)
+                    self._say(running, State.FAILED, _said(error))
                 except Exception as error:
                     if not is_transient(error):
                         # Ours to find. A connector that ended for it would be missed by nobody.
@@ -480,7 +505,16 @@ class Connectors:
             # The tenant reads the reason, and our database's address is none of theirs.
             raise Unavailable("its settings cannot be read now") from error
 
+        is_told = False
+
         def remember(memory: dict[str, Any]) -> None:
+            nonlocal is_told
+            size = len(msgspec.json.encode(memory))
+            if size > MOST_MEMORY_BYTES:
+                if not is_told:
+                    log.warning("a connector would remember too much", bytes=size)
+                is_told = True
+                return
             running.memory = memory
             running.is_noted = False
 

@@ -37,31 +37,23 @@ for one command at a time; a cancelled call means that nobody waits for its outc
 class Downlinks(Protocol):
     """Where a protocol says which devices it can send commands to."""
 
-    def attach(self, source: Source, send: Send) -> None:
+    def attach(self, source: Source, send: Send, most: int | None = None) -> None:
         """Say that the device can take commands now: those that wait leave at once, in order.
 
-        A later `attach` of the same device takes the place of the earlier one.
+        It takes no more than `most` in all, if that is said. The way attached last is the one used;
+        when it is closed, the one before it that is still open.
         """
         ...
 
     def detach(self, source: Source, send: Send) -> None:
-        """Say that this way is closed. Nothing happens if another has taken its place."""
+        """Say that this way is closed. Nothing happens if it was not attached."""
         ...
-
-
-class NoDownlinks:
-    """Sends nothing: for a process, or a test, without commands."""
-
-    def attach(self, source: Source, send: Send) -> None:
-        """Take no notice."""
-
-    def detach(self, source: Source, send: Send) -> None:
-        """Take no notice."""
 
 
 class _Way(NamedTuple):
     source: Source
     send: Send
+    most: int | None
 
 
 class Dispatcher:
@@ -88,13 +80,13 @@ class Dispatcher:
         self._some = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
-    def attach(self, source: Source, send: Send) -> None:
+    def attach(self, source: Source, send: Send, most: int | None = None) -> None:
         """Say that the device can take commands now by `send`; what waits for it leaves at once.
 
         When this way closes, an earlier one that is still open is used again.
         """
         ways = self._ways.setdefault(source.device_id, [])
-        ways.append(_Way(source, send))
+        ways.append(_Way(source, send, most))
         self.wake(source.device_id)
 
     def detach(self, source: Source, send: Send) -> None:
@@ -188,10 +180,13 @@ class Dispatcher:
         if not devices:
             return
         ways = {device_id: self._ways[device_id][-1] for device_id in devices}
-        keys = [(way.source.tenant_id, device_id) for device_id, way in ways.items()]
+        most = {
+            (way.source.tenant_id, device_id): min(way.most or COMMANDS_AT_ONCE, COMMANDS_AT_ONCE)
+            for device_id, way in ways.items()
+        }
         try:
-            async with self._dispatches.begin({tenant for tenant, _ in keys}) as dispatching:
-                claimed = await dispatching.claim(keys, COMMANDS_AT_ONCE, self._resend_after)
+            async with self._dispatches.begin({tenant for tenant, _ in most}) as dispatching:
+                claimed = await dispatching.claim(most, self._resend_after)
         except Exception:
             for device_id in devices:
                 self.wake(device_id)

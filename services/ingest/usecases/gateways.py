@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from libs.common.bus.outcome import is_transient
 from libs.common.db.transactions import Transactions
@@ -16,9 +16,8 @@ from services.ingest.domain.gateway import (
     NotBehind,
     is_a_name,
 )
-from services.ingest.domain.token import new_token
 from services.ingest.store.store import IngestStore
-from services.ingest.usecases import devices
+from services.ingest.usecases.named_devices import register_named
 from services.ingest.usecases.sources import Sources
 
 
@@ -45,7 +44,10 @@ async def change_behind(
     """
     await store.gateways.get(gateway_id, lock=True)
     put = {name: device_id for name, device_id in patch.items() if device_id is not None}
-    there = await store.gateways.present(list(put.values()))
+    taken = [
+        held for name, held in (await store.gateways.behind(gateway_id)).items() if name in patch
+    ]
+    there = await store.gateways.hold({*put.values(), *taken})
     errors = [
         FieldError(f"#/{name[:128]}", reason)
         for name, device_id in patch.items()
@@ -135,18 +137,9 @@ class Behind:
                 raise NotBehind(
                     f"{gateway.most} devices are behind this gateway, and no more may be"
                 )
-            device_id = uuid4()
             try:
-                # Its token is shown to nobody: it gets another when it is to speak for itself.
-                await devices.register(
-                    store,
-                    device_id,
-                    new_token(),
-                    name=registered_as,
-                    type=gateway.registers or "",
-                    description="",
-                    most=self._most_of_tenant,
-                    at=at,
+                device_id = await register_named(
+                    store, registered_as, gateway.registers or "", most=self._most_of_tenant, at=at
                 )
             except NameTaken:
                 raise NotBehind(

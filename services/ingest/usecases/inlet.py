@@ -12,7 +12,7 @@ from libs.common.bus.outcome import is_transient
 from libs.common.errors import AppError, TooLarge
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Source
-from services.ingest.domain.payload import Decoded, Read, Window, decode
+from services.ingest.domain.payload import Decoded, Read, Refusal, Window, as_us, decode
 from services.ingest.usecases.reception import Reception
 from services.ingest.usecases.telemetry import Done
 
@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
+OnTaken = Callable[[Decoded], None]
+"""Called with what became of a message: the points as they were taken, and what was refused."""
+
 
 def nothing() -> None:
     """What is done about a message that wants no acknowledgement."""
@@ -28,6 +31,19 @@ def nothing() -> None:
 
 def ignore(done: Done) -> None:
     """What is done about a message let go by who acknowledges each by itself: it comes again."""
+
+
+def after(parts: int, done: Done) -> Done:
+    """Return a function that calls `done` when it has been called so often."""
+    left = parts
+
+    def one() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            done()
+
+    return one
 
 
 def at_most(most_bytes: int, read: Read) -> Read:
@@ -49,6 +65,7 @@ class Brought(NamedTuple):
     received_at: datetime
     done: Done
     read: Read
+    on_taken: OnTaken | None
 
 
 class Inlet:
@@ -61,7 +78,15 @@ class Inlet:
     While the database is away such messages are tried again as long as the connection lives.
     """
 
-    __slots__ = ("_is_closed", "_on_let_go", "_on_settled", "_reception", "_waiting", "source")
+    __slots__ = (
+        "_is_closed",
+        "_on_let_go",
+        "_on_settled",
+        "_on_waiting",
+        "_reception",
+        "_waiting",
+        "source",
+    )
 
     def __init__(
         self,
@@ -69,12 +94,14 @@ class Inlet:
         source: Source,
         on_settled: Callable[[], None] = nothing,
         on_let_go: Callable[[Done], None] = ignore,
+        on_waiting: Callable[[], None] = nothing,
     ) -> None:
         """`on_let_go` is told the `done` of each message that will never be durable."""
         self.source = source
         self._reception = reception
         self._on_settled = on_settled
         self._on_let_go = on_let_go
+        self._on_waiting = on_waiting
         self._waiting: deque[Brought] | None = None
         self._is_closed = False
 
@@ -94,19 +121,25 @@ class Inlet:
         received_at: datetime,
         done: Done,
         read: Read = decode,
+        on_taken: OnTaken | None = None,
     ) -> None:
-        """Take a message; `done` is called once it is durable."""
-        self._reception.received_messages += 1
+        """Take a message; `done` is called once it is durable, `on_taken` before."""
         if self._waiting is not None:
-            self._waiting.append(Brought(channel, payload, received_at, done, read))
+            self._waiting.append(Brought(channel, payload, received_at, done, read, on_taken))
         elif channel is not Channel.TELEMETRY or not self._take_telemetry(
-            payload, received_at, done, read
+            payload, received_at, done, read, on_taken
         ):
-            self._waiting = deque([Brought(channel, payload, received_at, done, read)])
+            self._waiting = deque([Brought(channel, payload, received_at, done, read, on_taken)])
+            self._on_waiting()
             self._reception.spawn(self._work_off())
 
     def _take_telemetry(
-        self, payload: bytes, received_at: datetime, done: Done, read: Read
+        self,
+        payload: bytes,
+        received_at: datetime,
+        done: Done,
+        read: Read,
+        on_taken: OnTaken | None,
     ) -> bool:
         """Hand a message's points on; False if a new series must be registered first."""
         intake = self._reception.intake
@@ -114,7 +147,7 @@ class Inlet:
             decoded = read(payload, received_at, self._reception.window)
         except AppError as error:
             self._refuse(
-                Brought(Channel.TELEMETRY, payload, received_at, done, read),
+                Brought(Channel.TELEMETRY, payload, received_at, done, read, on_taken),
                 error.slug,
                 error.detail,
             )
@@ -123,7 +156,7 @@ class Inlet:
             # Ours to find, not the device's to suffer: kept with its reason.
             log.exception("a message could not be read", device=str(self.source.device_id))
             self._refuse(
-                Brought(Channel.TELEMETRY, payload, received_at, done, read),
+                Brought(Channel.TELEMETRY, payload, received_at, done, read, on_taken),
                 "internal",
                 "the platform failed to read it",
             )
@@ -132,6 +165,8 @@ class Inlet:
         if not intake.knows(self.source, decoded.points):
             return False
         intake.add(self.source, decoded, done)
+        if on_taken is not None:
+            on_taken(decoded)
         return True
 
     async def _work_off(self) -> None:
@@ -148,7 +183,7 @@ class Inlet:
                     log.exception("a message could not be taken")
                     self._refuse(message, "internal", "the platform failed to take it")
                 elif self._is_closed:
-                    # Not acknowledged, so the device has them still; a will is lost.
+                    # Not acknowledged, so the device has them still; who has not is told.
                     log.warning("messages not taken", count=len(self._waiting))
                     for let_go in self._waiting:
                         self._on_let_go(let_go.done)
@@ -178,13 +213,15 @@ class Inlet:
         message.done()
 
     async def _take_new_telemetry(self, message: Brought) -> None:
-        _, payload, received_at, done, read = message
-        if self._take_telemetry(payload, received_at, done, read):
+        _, payload, received_at, done, read, on_taken = message
+        if self._take_telemetry(payload, received_at, done, read, on_taken):
             return
         decoded = read(payload, received_at, self._reception.window)
         self._reception.intake.fit(self.source, decoded)
         await self._reception.intake.register(self.source, decoded)
         self._reception.intake.add(self.source, decoded, done)
+        if on_taken is not None:
+            on_taken(decoded)
 
     def _refuse(self, message: Brought, reason: str, detail: str) -> None:
         self._reception.intake.refuse_message(
@@ -196,3 +233,6 @@ class Inlet:
             received_at=message.received_at,
             channel=message.channel,
         )
+        if message.on_taken is not None:
+            refusal = Refusal(0, None, reason, detail, None)
+            message.on_taken(Decoded(as_us(message.received_at), refused=[refusal]))

@@ -10,8 +10,6 @@ from services.ingest.store.store import IngestStore
 
 ROWS_AT_ONCE = 250
 """Of the log, each of which may count some 5,000 points."""
-MOST_FOLDS = 20
-"""So many at one go; what is left then is for the next."""
 
 
 class Bookkeeping:
@@ -35,9 +33,10 @@ class Bookkeeping:
         async with self._turn:
             # From here on whoever asks comes too late for this run.
             self._next = None
-            for _ in range(MOST_FOLDS):
-                if await self._folding.fold(ROWS_AT_ONCE) < ROWS_AT_ONCE:
-                    return
+            # What is written down meanwhile is for the next: it would have no end.
+            up_to = await self._folding.newest()
+            while await self._folding.fold(ROWS_AT_ONCE, up_to) == ROWS_AT_ONCE:
+                pass
 
 
 async def hours(

@@ -1,6 +1,8 @@
 """A tenant's devices, by what others call them: id or name."""
 
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 from libs.common.bus.outcome import is_transient
@@ -11,6 +13,38 @@ from services.ingest.domain.token import new_token
 from services.ingest.store.store import IngestStore
 from services.ingest.usecases import devices
 from services.ingest.usecases.sources import Sources
+
+T = TypeVar("T")
+
+
+def is_an_id(name: str) -> bool:
+    """Whether a device is called by its id."""
+    try:
+        UUID(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def register_named(
+    store: IngestStore, name: str, device_type: str, *, most: int, at: datetime
+) -> UUID:
+    """Register a device that another speaks for; return its id. Raises Conflict, as `register`.
+
+    Its token is shown to nobody: it gets another when it is to speak for itself.
+    """
+    device_id = uuid4()
+    await devices.register(
+        store,
+        device_id,
+        new_token(),
+        name=name,
+        type=device_type,
+        description="",
+        most=most,
+        at=at,
+    )
+    return device_id
 
 
 class NamedDevices:
@@ -28,10 +62,7 @@ class NamedDevices:
 
         Raises Unavailable if that cannot be found out now.
         """
-        try:
-            device_id: UUID | None = UUID(name)
-        except ValueError:
-            device_id = await self._named(name)
+        device_id = UUID(name) if is_an_id(name) else await self._named(name)
         if device_id is None:
             return None
         try:
@@ -39,33 +70,33 @@ class NamedDevices:
         except NotFound:
             return None
 
+    async def has_any(self, names: Collection[str]) -> bool:
+        """Whether the tenant has a device of one of these ids or names; raises as `source`."""
+        if not names:
+            return False
+        ids = [UUID(name) for name in names if is_an_id(name)]
+        return await self._look_up(lambda store: store.connectors.has_device(names, ids))
+
     async def register(self, name: str, device_type: str, *, most: int, at: datetime) -> None:
         """Register a device of that name, if the tenant has fewer than `most`, and none so named.
 
-        Its token is shown to nobody: it gets another when it is to speak for itself. Raises
-        Conflict if there are as many; Unavailable.
+        Raises Conflict if there are as many; Unavailable.
         """
         try:
             async with self._transactions.begin(self._tenant_id) as store:
-                await devices.register(
-                    store,
-                    uuid4(),
-                    new_token(),
-                    name=name,
-                    type=device_type,
-                    description="",
-                    most=most,
-                    at=at,
-                )
+                await register_named(store, name, device_type, most=most, at=at)
         except Conflict:
             # Another process may have heard of it in the same moment.
             if await self._named(name) is None:
                 raise
 
     async def _named(self, name: str) -> UUID | None:
+        return await self._look_up(lambda store: store.connectors.device_named(name))
+
+    async def _look_up(self, ask: Callable[[IngestStore], Awaitable[T]]) -> T:
         try:
             async with self._transactions.begin(self._tenant_id) as store:
-                return await store.connectors.device_named(name)
+                return await ask(store)
         except AppError:
             raise
         except Exception as error:

@@ -30,28 +30,36 @@ class Policies:
         self._clock = clock
         self._known: OrderedDict[UUID, tuple[DevicePolicy, datetime]] = OrderedDict()
         """With when they were read, in that order."""
+        self._changes = 0
+        """How many were told, or may have been missed."""
         self.on_changed: list[Callable[[UUID, DevicePolicy], None]] = []
         """Called with a tenant and its new policy."""
 
     async def of(self, tenant_id: UUID) -> DevicePolicy:
         """Return a tenant's policy. Raises Unavailable if it cannot be read now."""
-        now = self._clock.now()
-        known = self._known.get(tenant_id)
-        if known is not None and now - known[1] < REMEMBERED_FOR:
-            return known[0]
-        async with self._transactions.begin(tenant_id) as store:
-            policy = await store.policies.get()
-        self._keep(tenant_id, policy, now)
-        return policy
+        while True:
+            now = self._clock.now()
+            known = self._known.get(tenant_id)
+            if known is not None and now - known[1] < REMEMBERED_FOR:
+                return known[0]
+            changes = self._changes
+            async with self._transactions.begin(tenant_id) as store:
+                policy = await store.policies.get()
+            if changes == self._changes:
+                self._keep(tenant_id, policy, now)
+                return policy
+            # What was read may be older than a change told meanwhile, which will not be told again.
 
     def changed(self, tenant_id: UUID, policy: DevicePolicy) -> None:
         """Go by a new policy from now on."""
+        self._changes += 1
         self._keep(tenant_id, policy, self._clock.now())
         for call in self.on_changed:
             call(tenant_id, policy)
 
     def forget(self) -> None:
         """Believe nothing any more: a change may have been missed."""
+        self._changes += 1
         self._known.clear()
 
     def _keep(self, tenant_id: UUID, policy: DevicePolicy, at: datetime) -> None:

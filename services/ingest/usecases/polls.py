@@ -64,7 +64,7 @@ class Polls:
         poll = _Poll(most, is_gone)
         self.end(source.device_id)
         self._polls[source.device_id] = poll
-        self._downlinks.attach(source, poll.send)
+        self._downlinks.attach(source, poll.send, most)
         try:
             async with asyncio.timeout(within.total_seconds()):
                 await poll.some.wait()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import structlog
@@ -32,8 +33,16 @@ class LeaseEnded(Exception):
     """The endpoint's lease has ended: it needs another before anything is noted for it."""
 
 
+class _Connected(NamedTuple):
+    by: object
+    seen: Seen
+
+
 class Presence:
     """Notes who comes and goes at one endpoint; only the newest word of each device counts.
+
+    A device may be here by several connections at once, its own and those of connectors. It is
+    online until the last of them has ended.
 
     What waits is written together, for all tenants. What cannot be written now is written later.
     The endpoint holds a lease as long as it lives; when another's has ended, any endpoint notes
@@ -43,8 +52,8 @@ class Presence:
     def __init__(self, connections: Connections, clock: Clock, lease: timedelta) -> None:
         self._connections = connections
         self._clock = clock
-        self._here: dict[UUID, Seen] = {}
-        """How each device came that is connected here."""
+        self._here: dict[UUID, list[_Connected]] = {}
+        """How each device came that is connected here, the newest of its connections last."""
         self._words: dict[UUID, Seen] = {}
         """What is not written yet, by device."""
         self._endpoint_id: UUID | None = None
@@ -56,29 +65,56 @@ class Presence:
         self.on_taken_over: list[Callable[[UUID], None]] = []
         """Called with a device's id when it has a newer connection to another process."""
 
-    def came(self, source: Source, reason: str) -> None:
-        """Remember that a device connected here."""
+    def came(self, source: Source, by: object, reason: str) -> None:
+        """Remember that a device connected here; `by` is the connection, whatever object that is."""
         now = self._clock.now()
         seen = Seen(source.tenant_id, source.device_id, Status.ONLINE, reason, now, now)
-        self._here[source.device_id] = seen
+        here = self._here.setdefault(source.device_id, [])
+        here[:] = [each for each in here if each.by is not by]
+        here.append(_Connected(by, seen))
         self._note(seen)
 
-    def went(self, source: Source, reason: str) -> None:
-        """Remember that a device's connection here is over."""
-        came = self._here.pop(source.device_id, None)
-        if came is not None:
-            now = self._clock.now()
-            self._note(replace(came, status=Status.OFFLINE, reason=reason, at=now))
+    def went(self, source: Source, by: object, reason: str) -> None:
+        """Remember that this connection of a device's is over, if it came by it."""
+        here = self._here.get(source.device_id, [])
+        left = [each for each in here if each.by is not by]
+        if len(left) == len(here):
+            return
+        newest, now = here[-1].seen, self._clock.now()
+        if not left:
+            del self._here[source.device_id]
+            self._note(replace(newest, status=Status.OFFLINE, reason=reason, at=now))
+            return
+        if here[-1].by is by:
+            # Dated as the newest was: of an older connection the registry would believe no end.
+            older = replace(left[-1].seen, at=now, connected_at=newest.connected_at)
+            left[-1] = left[-1]._replace(seen=older)
+            self._note(older)
+        here[:] = left
 
-    def taken_over(self, endpoint_id: UUID, connected: Mapping[UUID, datetime]) -> None:
+    def taken_over(self, endpoint_id: UUID | None, connected: Mapping[UUID, datetime]) -> None:
         """Hear that devices connected to an endpoint: older connections of theirs here are over."""
         if endpoint_id == self._endpoint_id:
             return
         for device_id, connected_at in connected.items():
             here = self._here.get(device_id)
-            if here is not None and here.connected_at < connected_at:
+            if here is not None and here[-1].seen.connected_at < connected_at:
                 for call in self.on_taken_over:
                     call(device_id)
+
+    async def look_for_takeovers(self) -> None:
+        """Look which devices have connected elsewhere since: that they did may not have been heard.
+
+        Raises what is transient.
+        """
+        here = [(each[-1].seen.tenant_id, device_id) for device_id, each in self._here.items()]
+        for start in range(0, len(here), AT_ONCE):
+            some = here[start : start + AT_ONCE]
+            async with self._connections.begin({tenant for tenant, _ in some}) as noting:
+                noted = await noting.noted(some)
+            for (_, device_id), was in noted.items():
+                if was.connected_at is not None:
+                    self.taken_over(was.endpoint_id, {device_id: was.connected_at})
 
     def start(self) -> None:
         """Take a lease, and begin to write."""
@@ -133,8 +169,8 @@ class Presence:
             self._endpoint_id = endpoint_id
             log.info("the endpoint has a lease", endpoint=str(endpoint_id))
             now = self._clock.now()
-            for seen in self._here.values():
-                self._words.setdefault(seen.device_id, replace(seen, at=now))
+            for device_id, here in self._here.items():
+                self._words.setdefault(device_id, replace(here[-1].seen, at=now))
             self._some.set()
         return self._endpoint_id
 

@@ -14,7 +14,6 @@ from libs.common.db.transactions import Transactions
 from libs.common.errors import (
     Conflict,
     PreconditionFailed,
-    TooManyRequests,
     Unauthenticated,
     Unavailable,
 )
@@ -151,23 +150,15 @@ class Provisioning:
         return device
 
     async def _find(self, shown: bytes, origin: str) -> tuple[UUID, UUID]:
-        now = asyncio.get_running_loop().time
-        if self._guesses.is_refused(shown, now()):
-            raise Unauthenticated("the provisioning key is not valid")
-        wait_s = self._guesses.wait_s(shown, origin, now())
-        if wait_s > 0:
-            raise TooManyRequests(
-                "too many provisioning keys from this address were not valid",
-                retry_after_s=wait_s,
-            )
-        try:
-            found = await self._keys.provisioning_key(shown)
-        except Exception as error:
-            if is_transient(error):
-                raise Unavailable("keys cannot be looked up now", retry_after_s=2) from error
-            raise
-        if found is None:
-            self._guesses.failed(shown, origin, now())
-            raise Unauthenticated("the provisioning key is not valid")
-        self._guesses.passed(shown)
-        return found
+        async def look() -> tuple[UUID, UUID]:
+            try:
+                found = await self._keys.provisioning_key(shown)
+            except Exception as error:
+                if is_transient(error):
+                    raise Unavailable("keys cannot be looked up now", retry_after_s=2) from error
+                raise
+            if found is None:
+                raise Unauthenticated("the provisioning key is not valid")
+            return found
+
+        return await self._guesses.look_up(shown, origin, "provisioning key", look)

@@ -8,13 +8,15 @@ A protocol asks before it reads what a device says, and counts what it then take
     quotas.spend(source, len(decoded.points))     # raises OverQuota too: others may have spent meanwhile
 
 HTTP answers OverQuota with 429; another says it in its own way. One that cannot refuse a message, but can
-read it later, asks `quotas.of(source).wait_s(now)` and waits so long, as MQTT does. One that has
-connections calls `keep(source)` when one ends: to connect again makes nobody's debt less.
+read it later, as MQTT, takes it from `quotas.of(source)`, reads on when that is paid, and calls
+`slowed(source)` meanwhile. One that has connections calls `keep(source)` when one ends: to connect again
+makes nobody's debt less.
 """
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import structlog
@@ -104,6 +106,10 @@ class Quotas:
         if quota.left < 0:
             self._spent.setdefault(source, _Told())
 
+    def slowed(self, source: Source) -> None:
+        """Note that a device is read more slowly, as it sends more than it may."""
+        self._spent.setdefault(source, _Told()).is_refused = True
+
     def keep(self, source: Source) -> None:
         """Remember what a device has spent, now that its connection is over.
 
@@ -117,7 +123,8 @@ class Quotas:
         """Write on the devices' status pages who is over his quota since the last time, and who no
         longer: when half of the burst is there again. Called every second.
         """
-        now = _now()
+        # The time of all that is said now: what is said of a connection that ends meanwhile is newer.
+        now, at = _now(), self._clock.now()
         changed: dict[UUID, list[tuple[Source, _Told, str]]] = {}
         for source, told in list(self._spent.items()):
             quota = self.of(source)
@@ -130,18 +137,18 @@ class Quotas:
             elif quota.left >= quota.rate.burst:
                 del self._spent[source]
         for tenant_id, words in changed.items():
-            await self._write(tenant_id, words)
+            await self._write(tenant_id, words, at)
 
-    async def _write(self, tenant_id: UUID, words: Iterable[tuple[Source, _Told, str]]) -> None:
+    async def _write(
+        self, tenant_id: UUID, words: Iterable[tuple[Source, _Told, str]], at: datetime
+    ) -> None:
         for source, told, reason in words:
             was_noted = told.is_noted
             # Not after it is written: a connection may end meanwhile.
             told.is_noted = reason != WITHIN_AGAIN
             try:
                 async with self._transactions.begin(tenant_id) as store:
-                    await note_status(
-                        store, source.device_id, Status.ONLINE, reason, at=self._clock.now()
-                    )
+                    await note_status(store, source.device_id, Status.ONLINE, reason, at=at)
             except NotFound:
                 pass  # removed meanwhile
             except Exception as error:

@@ -1,7 +1,6 @@
 """Where connectors may connect to: their addresses are tenants' choice, and the network is ours."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -47,6 +46,7 @@ CLOSED: tuple[Network, ...] = (
 LOOKED_UP_AT_ONCE = 2
 """Names. A look-up holds a thread until it ends, and the platform's own have few to share."""
 LOOK_UP_S = 10.0
+_NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
 
 
 class Reach:
@@ -65,7 +65,7 @@ class Reach:
         """Return the address to connect to for a host: connect to this, with no second look-up.
 
         One address that is not allowed condemns a name, whatever the others are. Raises Forbidden,
-        or Unavailable if the name does not resolve.
+        or Unavailable if the name does not resolve, or it is not to be known now what is closed.
         """
         try:
             addresses = await self._look_up(host, port)
@@ -100,16 +100,28 @@ class Reach:
             return ()
         closed = list(CLOSED)
         # They may move as any host may. Their names are not the tenants': nothing is slow about them.
-        async with asyncio.timeout(LOOK_UP_S):
-            for host in self._own:
-                with contextlib.suppress(socket.gaierror):  # what has no address needs no guard
-                    closed += [ip_network(each) for each in await _resolve(host, 0)]
+        try:
+            async with asyncio.timeout(LOOK_UP_S):
+                for host in self._own:
+                    closed += [ip_network(each) for each in await _addresses_of(host)]
+        except (OSError, UnicodeError) as error:
+            raise Unavailable("which addresses are closed cannot be looked up now") from error
         return closed
 
     def _is_allowed(self, address: str, closed: Sequence[Network]) -> bool:
         if self._allowed:
             return is_within(address, self._allowed)
         return "%" not in address and not is_within(address, closed)
+
+
+async def _addresses_of(host: str) -> list[str]:
+    """Return a host's addresses, none if it has none. Raises OSError if nobody can tell now."""
+    try:
+        return await _resolve(host, 0)
+    except socket.gaierror as error:
+        if error.errno not in _NO_ADDRESS:
+            raise
+        return []  # what has no address needs no guard
 
 
 async def _resolve(host: str, port: int) -> list[str]:

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
 
 from libs.common.auth.guesses import Guesses
 from libs.common.clock import Clock
-from libs.common.errors import TooManyRequests, Unauthenticated
 from services.ingest.domain.device import Source
 from services.ingest.domain.payload import Window
 from services.ingest.domain.protocol import PayloadFormat, Protocol
@@ -64,7 +64,6 @@ class Reception:
         """Which times are believed; renewed every second."""
         self.on_tick: list[Callable[[], None]] = []
         """Called every second, once the window is renewed."""
-        self.received_messages = 0
         self.heard: set[Source] = set()
         """Who spoke since that was last written down; at most one entry a device."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -102,22 +101,9 @@ class Reception:
         Raises Unauthenticated if it is nobody's, TooManyRequests if too many such came from that
         address, Unavailable if it cannot be found out now.
         """
-        now = asyncio.get_running_loop().time
-        token_hash = hash_token(token)
-        if self.guesses.is_refused(token_hash, now()):
-            raise Unauthenticated("the token is not valid")
-        wait_s = self.guesses.wait_s(token_hash, origin, now())
-        if wait_s > 0:
-            raise TooManyRequests(
-                "too many tokens from its address were not valid", retry_after_s=wait_s
-            )
-        try:
-            source = await self.sources.login(token)
-        except Unauthenticated:
-            self.guesses.failed(token_hash, origin, now())
-            raise
-        self.guesses.passed(token_hash)
-        return source
+        return await self.guesses.look_up(
+            hash_token(token), origin, "token", partial(self.sources.login, token)
+        )
 
     def met(self, source: Source, protocol: Protocol, written: PayloadFormat | None = None) -> None:
         """Note that a device speaks, by which protocol and in which form; costs next to nothing."""

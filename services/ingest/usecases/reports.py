@@ -14,7 +14,8 @@ from services.ingest.usecases.attributes import take_own
 from services.ingest.usecases.commands import take_reply
 from services.ingest.usecases.devices import note_status
 
-MOST_KEPT = 10_000
+KEPT = 10_000
+"""Devices whose allowances are kept before it is looked which need not be."""
 
 
 class Reports:
@@ -48,15 +49,18 @@ class _Allowances:
         self._a_minute = a_minute
         self._what = what
         self._left: dict[UUID, Quota] = {}
+        self._most = KEPT
 
     def spend(self, device_id: UUID, at: datetime) -> None:
         """Take one from what the device may say. Raises TooManyReports if there is none left."""
         now = at.timestamp()
         left = self._left.get(device_id)
         if left is None:
-            if len(self._left) >= MOST_KEPT:
-                # What has grown to the full again need not be known.
+            if len(self._left) >= self._most:
+                # What has grown to the full again need not be known. When all have said something, as
+                # after a power cut, it is looked again only when they are twice as many.
                 self._left = {d: kept for d, kept in self._left.items() if kept.full_s(now) > 0}
+                self._most = max(KEPT, 2 * len(self._left))
             left = self._left[device_id] = Quota(Rate(self._a_minute / 60, self._a_minute), now)
         left.refill(now)
         if left.left < 1:

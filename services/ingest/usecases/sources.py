@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+import structlog
+
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
 from libs.common.db.transactions import Transactions
@@ -17,6 +19,8 @@ from services.ingest.domain.credential import CredentialKind, Proof, Shown
 from services.ingest.domain.device import Source
 from services.ingest.domain.token import hash_token, is_token
 from services.ingest.store.store import IngestStore
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -71,11 +75,19 @@ class Sources:
         """By which of these somebody has come again since. They are looked up with others, before
         they would be looked up each by itself: thousands may come within a second."""
         self._by_device: WeakValueDictionary[UUID, Source] = WeakValueDictionary()
-        """All that anybody holds: a connection, a bridge, or the memory of a login."""
+        """All that anybody holds: a connection, a bridge, or the memory of who spoke lately."""
         self._ending: dict[UUID, datetime] = {}
         """When the first of the credentials ends by which a device came in."""
-        self._registering: dict[UUID, asyncio.Lock] = {}
-        self._revocations = 0
+        self._spoken_for: OrderedDict[UUID, tuple[Source, float]] = OrderedDict()
+        """Those in whose name others spoke lately, with when, the least lately first. What they have
+        spent and counted is theirs the next time too, when nobody else holds them."""
+        self._registering: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        """One message with new metrics of a device at a time."""
+        self._looking = 0
+        """How many look-ups are under way."""
+        self._changes = 0
+        self._changed: dict[UUID | None, int] = {}
+        """What has changed while there were any, with the number of its last change."""
         self.on_revoked: list[Callable[[UUID, str], None]] = []
         """Called with a device's id and the reason when what it has open must be cut."""
 
@@ -109,9 +121,9 @@ class Sources:
         async def look() -> Source | None:
             return await self._tokens.source_of(kind, shown, device_id)
 
-        found = await self._look_up(look)
+        found = await self._look_up(look, _itself)
         if found is not None and await self._is_surprised_by(found):
-            found = await self._look_up(look)
+            found = await self._look_up(look, _itself)
         if found is None:
             raise Unauthenticated(f"the {kind} is not valid")
         source = self._settle(found)
@@ -125,9 +137,16 @@ class Sources:
         """Return a device by the hash of its secret's identity, with the credential's id and the
         secret as it was sealed. Raises as `login`.
         """
-        found = await self._look_up(lambda: self._tokens.secret_of(kind, shown))
+
+        async def look() -> tuple[Source, UUID, bytes] | None:
+            return await self._tokens.secret_of(kind, shown)
+
+        def whose(found: tuple[Source, UUID, bytes] | None) -> Source | None:
+            return None if found is None else found[0]
+
+        found = await self._look_up(look, whose)
         if found is not None and await self._is_surprised_by(found[0]):
-            found = await self._look_up(lambda: self._tokens.secret_of(kind, shown))
+            found = await self._look_up(look, whose)
         if found is None:
             raise Unauthenticated("the identity is not known")
         source, credential_id, sealed = found
@@ -141,7 +160,7 @@ class Sources:
         known = self._by_device.get(found.device_id)
         if known is None or not known.proofs or found.proofs.keys() <= known.proofs.keys():
             return False
-        let_in = await self._look_up(lambda: self._tokens.let_in([known]))
+        let_in = await self._look_up(lambda: self._tokens.let_in([known]), lambda _: known)
         if known.device_id not in let_in and self._by_device.get(known.device_id) is known:
             self.revoke(known.device_id, REPLACED)
         return True
@@ -151,9 +170,6 @@ class Sources:
 
         Raises NotFound, also if the tenant is closed; Unavailable if that cannot be found out now.
         """
-        known = self._by_device.get(device_id)
-        if known is not None and known.tenant_id == tenant_id:
-            return known
 
         async def look() -> Source:
             async with self._transactions.begin(tenant_id) as store:
@@ -161,20 +177,50 @@ class Sources:
                     raise NotFound(f"no device {device_id}: its tenant is closed")
                 return await store.devices.source(device_id, self._shards)
 
-        return self._settle(await self._look_up(look))
+        source = self._by_device.get(device_id)
+        if source is None or source.tenant_id != tenant_id:
+            source = self._settle(await self._look_up(look, _itself))
+        self._spoken_for[device_id] = (source, asyncio.get_running_loop().time())
+        self._spoken_for.move_to_end(device_id)
+        if len(self._spoken_for) > REMEMBERED:
+            self._spoken_for.popitem(last=False)
+        return source
 
-    async def _look_up(self, look: Callable[[], Awaitable[T]]) -> T:
+    def changed(self, what: UUID | None) -> None:
+        """Say that a device, a profile or a tenant is no longer what it was; None: any may not be.
+
+        Look-ups under way may have read what it was, and nobody will be told again: they are repeated.
+        """
+        self._changes += 1
+        if self._looking:
+            self._changed[what] = self._changes
+
+    async def _look_up(
+        self, look: Callable[[], Awaitable[T]], whose: Callable[[T], Source | None]
+    ) -> T:
         while True:
-            revocations = self._revocations
+            before = self._changes
+            self._looking += 1
             try:
                 found = await look()
+                source = whose(found)
+                # What changed of others does not count: while many devices come at once, there is
+                # always something.
+                if source is None or not self._has_changed(source, before):
+                    return found
             except Exception as error:
                 if is_transient(error):
                     raise Unavailable("devices cannot be looked up now", retry_after_s=2) from error
                 raise
-            if revocations == self._revocations:
-                return found
-            # What was read may be older than a revocation told meanwhile, which will not be told again.
+            finally:
+                self._looking -= 1
+                if not self._looking:
+                    self._changed.clear()
+
+    def _has_changed(self, source: Source, since: int) -> bool:
+        profile_id = None if source.profile is None else source.profile.id
+        about = (None, source.device_id, source.tenant_id, profile_id)
+        return any(self._changed.get(what, 0) > since for what in about)
 
     def _settle(self, found: Source) -> Source:
         """Return the one object of the device, which whoever holds it shares, brought up to date."""
@@ -199,7 +245,7 @@ class Sources:
         by = set() if source is None else {p.credential_id for p in source.proofs.values()}
         if credentials and by and by.isdisjoint(credentials):
             # It is here with the new one already. A look-up under way may have read the old one.
-            self._revocations += 1
+            self.changed(device_id)
         else:
             self.revoke(device_id, REPLACED)
 
@@ -207,7 +253,7 @@ class Sources:
         """Note that credentials of a device end at a moment, if it came in by one of them here."""
         source = self._by_device.get(device_id)
         # A look-up under way may have read that they do not.
-        self._revocations += 1
+        self.changed(device_id)
         if source is None:
             return
         for shown, proof in source.proofs.items():
@@ -226,6 +272,10 @@ class Sources:
             else:
                 self.revoke(device_id, ENDED)
 
+    def all_known(self) -> list[Source]:
+        """Return the devices that this process knows."""
+        return list(self._by_device.values())
+
     def known_of(self, tenant_id: UUID) -> list[Source]:
         """Return the devices of a tenant that this process knows."""
         return [source for source in self._by_device.values() if source.tenant_id == tenant_id]
@@ -240,7 +290,7 @@ class Sources:
 
     def revoke(self, device_id: UUID, reason: str) -> None:
         """Forget a device, and cut what it has open."""
-        self._revocations += 1
+        self.changed(device_id)
         source = self._by_device.pop(device_id, None)
         if source is not None:
             source.is_revoked = True
@@ -248,11 +298,15 @@ class Sources:
                 self._by_shown.pop(shown, None)
         self._ending.pop(device_id, None)
         for cut in self.on_revoked:
-            cut(device_id, reason)
+            try:
+                cut(device_id, reason)
+            except Exception:
+                # One protocol's trouble must leave nothing open that the others have of the device.
+                log.exception("a revoked device was not cut", device=str(device_id))
 
     def revoke_tenant(self, tenant_id: UUID, reason: str) -> None:
         """Forget all devices of a tenant, and cut what they have open."""
-        self._revocations += 1
+        self.changed(tenant_id)
         for source in list(self._by_device.values()):
             if source.tenant_id == tenant_id:
                 self.revoke(source.device_id, reason)
@@ -294,6 +348,11 @@ class Sources:
                 break
             del self._by_shown[shown]
         self._shown_again &= self._by_shown.keys()
+        while self._spoken_for:
+            device_id, (_, spoke_at) = next(iter(self._spoken_for.items()))
+            if now - spoke_at < REMEMBERED_S:
+                break
+            del self._spoken_for[device_id]
 
     async def register(
         self, source: Source, kinds: dict[str, Kind], units: dict[str, str], most: int
@@ -331,6 +390,7 @@ class Sources:
                     "a new metric cannot be registered now", retry_after_s=2
                 ) from error
             raise
-        finally:
-            if not lock.locked():
-                self._registering.pop(source.device_id, None)
+
+
+def _itself(found: Source | None) -> Source | None:
+    return found

@@ -136,8 +136,6 @@ class Intake:
         """Called when reading must stop."""
         self.on_room: list[Callable[[], None]] = []
         """Called when reading may go on."""
-        self.accepted_points = 0
-        self.refused_points = 0
         self.published_batches = 0
 
     def start(self) -> None:
@@ -208,13 +206,15 @@ class Intake:
         """Take the points of one message whose series are all known; call `done` when durable.
 
         What is refused is durable too: it goes to the quarantine with the batch. Returns all of
-        it, including points whose kind is not their series' own.
+        it, including points whose kind is not their series' own. `decoded` holds the same then: as
+        points what was taken, as it was taken.
         """
         batch = self._open[source.shard]
         size = len(decoded.points)
         known = source.series
         tenant = source.tenant
-        refusals = list(decoded.refused)
+        refusals = decoded.refused
+        misfits: set[int] = set()
         ranges = source.profile.metrics if source.profile is not None else _NO_RANGES
         for position, (metric, ts, kind, value, quality, unit) in enumerate(decoded.points):
             series = known[metric]
@@ -226,6 +226,7 @@ class Intake:
                 settled = _settled(decoded, position, series, ranges.get(metric))
                 if isinstance(settled, Refusal):
                     refusals.append(settled)
+                    misfits.add(position)
                     continue
                 decoded.points[position] = settled
                 _, _, kind, value, quality, _ = settled  # noqa: PLW2901 - it takes the written one's place
@@ -233,6 +234,7 @@ class Intake:
                 if not _is_utf8(str(value)):
                     detail = f"{metric} is a text that is no UTF-8"
                     refusals.append(_refusal(decoded, position, "bad_text", detail))
+                    misfits.add(position)
                     continue
                 batch.texts.append(Text(tenant, series.id, ts, str(value), quality))
                 size += len(str(value)) // POINT_BYTES
@@ -242,8 +244,9 @@ class Intake:
                 batch.ts.append(ts)
                 batch.values.append(value)  # type: ignore[arg-type]  # a float, unless it is a TEXT
                 batch.quality.append(quality)
+        if misfits:
+            decoded.keep([position not in misfits for position in range(len(decoded.points))])
         if refusals:
-            self.refused_points += len(refusals)
             for refusal, points in _gathered(refusals, decoded.received_at):
                 size += self._refuse(
                     batch,
@@ -258,7 +261,6 @@ class Intake:
             _count_missing(batch, source, decoded)
         if source.watch is not None:
             source.watch(decoded.points)
-        self.accepted_points += len(decoded.points)
         self._note_taken(source.shard, batch, size, done)
         return refusals
 
@@ -295,7 +297,6 @@ class Intake:
             received_at=as_us(received_at),
             channel=channel,
         )
-        self.refused_points += 1
         self._note_taken(source.shard, batch, size, done)
 
     def _refuse(

@@ -21,6 +21,7 @@ from tests.contract.devices.driver import (
     Refused,
     Site,
     to_json,
+    what_became,
 )
 
 
@@ -82,8 +83,7 @@ class AmqpDevice:
         result: object = None,
         error: str | None = None,
     ) -> None:
-        said = {"id": command.id, "status": status, "result": result, "error": error}
-        told = {key: value for key, value in said.items() if value is not None}
+        told = {"id": command.id} | what_became(status, result, error)
         await self._publish("replies", json.dumps(told).encode(), 30)
 
     async def is_cut(self) -> bool:

@@ -20,6 +20,7 @@ from tests.contract.devices.driver import (
     Refused,
     Site,
     to_json,
+    what_became,
 )
 from tests.waiting import until
 
@@ -79,9 +80,8 @@ class CoapDevice:
         result: object = None,
         error: str | None = None,
     ) -> None:
-        said = {"status": status, "result": result, "error": error}
-        told = {key: value for key, value in said.items() if value is not None}
-        await self._post(f"commands/{command.id}/reply", json.dumps(told).encode(), 30)
+        told = json.dumps(what_became(status, result, error)).encode()
+        await self._post(f"commands/{command.id}/reply", told, 30)
 
     async def is_cut(self) -> bool:
         return self._over.is_set()

@@ -76,6 +76,12 @@ class CommandSeen:
     params: dict[str, Any]
 
 
+def what_became(status: str, result: object, error: str | None) -> dict[str, Any]:
+    """Return what a device says of a command: what it has no word for is left out."""
+    said = {"status": status, "result": result, "error": error}
+    return {key: value for key, value in said.items() if value is not None}
+
+
 class NotLetIn(Exception):
     """The platform did not let the device in, and said so."""
 

@@ -16,6 +16,7 @@ from tests.contract.devices.driver import (
     Refused,
     Site,
     to_json,
+    what_became,
 )
 
 TELEMETRY = "/api/v1/telemetry"
@@ -77,10 +78,8 @@ class HttpDevice:
         result: object = None,
         error: str | None = None,
     ) -> None:
-        said = {"status": status, "result": result, "error": error}
         answer = await self._client.post(
-            f"{COMMANDS}/{command.id}/reply",
-            json={key: value for key, value in said.items() if value is not None},
+            f"{COMMANDS}/{command.id}/reply", json=what_became(status, result, error)
         )
         assert answer.is_success, answer.text
 

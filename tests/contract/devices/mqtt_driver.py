@@ -18,6 +18,7 @@ from tests.contract.devices.driver import (
     Reading,
     Site,
     to_json,
+    what_became,
 )
 
 LARGE = 200_000
@@ -84,8 +85,7 @@ class MqttDevice:
         result: object = None,
         error: str | None = None,
     ) -> None:
-        said = {"id": command.id, "status": status, "result": result, "error": error}
-        told = {key: value for key, value in said.items() if value is not None}
+        told = {"id": command.id} | what_became(status, result, error)
         await self._publish("replies", json.dumps(told).encode())
 
     async def is_cut(self) -> bool:

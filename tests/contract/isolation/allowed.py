@@ -222,6 +222,7 @@ PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
     "ingest.searched(text)": _callers("ingest_rw", LOOKUP),
     "ingest.index_devices(uuid[],uuid[])": _callers("ingest_rw"),
     "ingest.on_devices_added()": _callers(),
+    "ingest.on_devices_to_index()": _callers(),
     "ingest.on_device_changed()": _callers(),
     "ingest.on_attributes_changed()": _callers(),
     "bus.make_room(bigint,bigint)": _callers(),
@@ -230,9 +231,16 @@ PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
 """Functions that run with their caller's rights, and who may call them."""
 
 TRIGGERS: dict[str, str] = {
-    f"{name} on ingest.{table}": "keeps what the row's own device is found by, as its caller"
-    for table in ("devices", "device_attributes")
-    for name in ("added", "changed")
+    "added on ingest.devices": "gives the row's own device its row of contacts, as its caller",
+    **dict.fromkeys(
+        (
+            "to_index on ingest.devices",
+            "changed on ingest.devices",
+            "added on ingest.device_attributes",
+            "changed on ingest.device_attributes",
+        ),
+        "keeps what the row's own device is found by, as its caller",
+    ),
 }
 """Triggers, and why what they write is the row's tenant's."""
 
@@ -333,7 +341,7 @@ GRANTS: dict[tuple[str, str], Grant] = {
         "SELECT(tenant_id, device_id, offline_due_at)", "finds who has been silent for too long"
     ),
     ("ingest_engine", "ingest.commands"): Grant(
-        "SELECT(tenant_id, id, device_id, status, tried_at, due_at, completed_at) DELETE",
+        "SELECT(tenant_id, id, device_id, status, tried_at, due_at, expires_at, completed_at, attempts) DELETE",
         "finds what is to be sent or is overdue, forgets what is long over; what a command says,"
         " its tenant's own transaction reads",
     ),

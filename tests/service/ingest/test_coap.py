@@ -189,7 +189,6 @@ async def test_when_the_platform_is_full_a_device_is_told_to_come_again(
     monkeypatch.setattr(plain.app.state.intake, "is_full", True)
     answer = await ask(client, post(plain, f"v1/{token}/telemetry", b'{"temp": 1}'))
     assert (answer.code, answer.opt.max_age) == (Code.SERVICE_UNAVAILABLE, 2)
-    await asyncio.to_thread(lambda: None)
     monkeypatch.undo()
     answer = await ask(client, post(plain, f"v1/{token}/telemetry", b'{"temp": 1}'))
     assert answer.code is Code.CHANGED
@@ -256,6 +255,76 @@ async def test_what_is_wrong_with_one_reading_is_named_and_its_neighbours_are_st
     assert (told["rejected"], told["first"][0]["reading"]) == (1, 1)
     assert told["first"][0]["reason"] == "too_old"
     assert [v for _, _, v in await plain.until_stored(device_id, 2)] == [1.0, 3.0]
+
+
+async def give_profile(world: World, device_id: UUID, **declared: object) -> None:
+    answer = await world.http.post(
+        "/api/v1/device-profiles",
+        json={"name": f"press {device_id}", **declared},
+        headers=world.headers,
+    )
+    assert answer.status_code == 201, answer.text
+    answer = await world.http.patch(
+        f"/api/v1/devices/{device_id}",
+        json={"profile_id": answer.json()["id"]},
+        headers=world.headers,
+    )
+    assert answer.status_code == 200, answer.text
+
+
+async def latest_of(world: World, client: aiocoap.Context, token: str) -> dict[str, object]:
+    answer = await ask(client, aiocoap.Message(code=Code.GET, uri=url(world, f"v1/{token}/latest")))
+    return {metric: value["value"] for metric, value in json.loads(answer.payload).items()}
+
+
+async def test_what_a_profile_renames_is_renamed_once(
+    plain: World, client: aiocoap.Context
+) -> None:
+    """Also with a new metric, for which the inlet reads the message more than once."""
+    device_id, token = await plain.device()
+    await give_profile(plain, device_id, fields={"t": "temp", "temp": "temp_raw"})
+    for payload in (b'{"t": 1}', b'{"temp": 2}', b'{"t": 3, "temp": 4}'):
+        answer = await ask(client, post(plain, f"v1/{token}/telemetry", payload))
+        assert (answer.code, answer.payload) == (Code.CHANGED, b"")
+    stored = [(metric, value) for metric, _, value in await plain.until_stored(device_id, 4)]
+    assert sorted(stored) == [("temp", 1.0), ("temp", 3.0), ("temp_raw", 2.0), ("temp_raw", 4.0)]
+    assert await latest_of(plain, client, token) == {"temp": 3.0, "temp_raw": 4.0}
+
+
+@pytest.mark.parametrize("padding", [0, 2_000], ids=["in one datagram", "in blocks"])
+async def test_a_value_of_another_kind_is_named_and_is_not_the_latest(
+    plain: World, client: aiocoap.Context, padding: int
+) -> None:
+    device_id, token = await plain.device()
+    await ask(client, post(plain, f"v1/{token}/telemetry", b'{"temp": 1}'))
+    body = b'{"temp": "hot", "speed": 3}' + b" " * padding
+    answer = await ask(client, post(plain, f"v1/{token}/telemetry", body))
+    assert answer.code is Code.CHANGED
+    told = json.loads(answer.payload)
+    assert told["rejected"] == 1
+    [first] = told["first"]
+    assert (first["metric"], first["reason"]) == ("temp", "type_changed")
+    assert await latest_of(plain, client, token) == {"temp": 1.0, "speed": 3.0}
+    stored = await plain.until_stored(device_id, 2)
+    assert [(metric, value) for metric, _, value in stored] == [("temp", 1.0), ("speed", 3.0)]
+
+
+async def test_without_a_content_format_each_message_is_read_as_it_is_written(
+    plain: World, client: aiocoap.Context
+) -> None:
+    device_id, token = await plain.device()
+    for payload in (b'{"temp": 1}', json.dumps(senml(2)).encode(), cbor2.dumps({"temp": 3})):
+        answer = await ask(client, post(plain, f"v1/{token}/telemetry", payload, None))
+        assert (answer.code, answer.payload) == (Code.CHANGED, b"")
+    stored = [(metric, value) for metric, _, value in await plain.until_stored(device_id, 3)]
+    assert stored == [("temp", 1.0), ("temp", 2.0), ("temp", 3.0)]
+    await give_profile(plain, device_id, payload_format="cbor")
+
+    async def is_read_as_cbor() -> bool:
+        answer = await ask(client, post(plain, f"v1/{token}/telemetry", b'{"temp": 4}', None))
+        return bool(answer.code is Code.BAD_REQUEST)
+
+    await until(is_read_as_cbor, "the profile's form is heeded")
 
 
 async def test_plain_coap_only_where_the_tenant_allows_it(

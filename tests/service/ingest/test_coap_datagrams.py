@@ -1,6 +1,7 @@
 """What a client of a library would never send, and what the network does to what it sends."""
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -139,6 +140,39 @@ async def test_a_datagram_that_comes_again_before_it_is_safe_is_answered_once(
         device.send(telemetry(token, b'{"temp": 2}', 3))
         assert [answer[3] for answer in await device.until_got(3)] == [1, 2, 3]
     assert len(await plain.until_stored(device_id, 3)) == 3
+
+
+async def test_a_poll_whose_answer_was_lost_gets_the_same_command_again(plain: World) -> None:
+    device_id, token = await plain.device()
+    for name in ("start", "stop"):
+        answer = await plain.http.post(
+            f"/api/v1/devices/{device_id}/commands",
+            json={"name": name, "params": {}},
+            headers=plain.headers,
+        )
+        assert answer.status_code == 201, answer.text
+
+    def poll(mid: int) -> bytes:
+        asked = Coap(
+            code=Code.GET,
+            uri_path=("v1", token, "commands"),
+            _mid=mid,
+            _mtype=CON,
+            _token=b"\x07",
+        )
+        encoded: bytes = asked.encode()
+        return encoded
+
+    async with wire(plain) as device:
+        device.send(poll(7))
+        await device.until_got(1)
+        device.send(poll(7))  # its ACK, with the command, was lost
+        await device.until_got(2)
+        device.send(poll(8))
+        lost, again, following = await device.until_got(3)
+    assert again == lost
+    names = [json.loads(Coap.decode(answer).payload)["name"] for answer in (lost, following)]
+    assert names == ["start", "stop"]
 
 
 async def test_no_response_is_honoured(plain: World) -> None:

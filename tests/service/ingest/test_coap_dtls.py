@@ -138,6 +138,12 @@ class Client(asyncio.DatagramProtocol):
         return answers()[0]
 
 
+def discovery() -> aiocoap.Message:
+    message = aiocoap.Message(code=Code.GET, uri_path=(".well-known", "core"))
+    message.mtype, message.mid, message.token = aiocoap.CON, 1, b"d"
+    return message
+
+
 def telemetry(payload: bytes, mid: int = 1, token: bytes = b"t") -> aiocoap.Message:
     message = aiocoap.Message(
         code=Code.POST, payload=payload, uri_path=("v1", "telemetry"), content_format=50
@@ -383,3 +389,10 @@ async def test_without_its_package_the_service_says_what_to_install(
     with pytest.raises(RuntimeError, match="pip install"):
         async with app.router.lifespan_context(app):
             pass
+
+
+async def test_who_proved_where_he_is_discovers_all_there_is_at_once(plant: Plant) -> None:
+    _, client = await plant.connected()
+    answer = await client.ask(discovery())
+    assert answer.opt.block2 is None
+    assert b"</v1/latest>" in answer.payload

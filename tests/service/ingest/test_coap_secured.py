@@ -5,7 +5,7 @@ The device's half is aiocoap's too: its messages are protected here, and sent by
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -17,8 +17,14 @@ from aiocoap.numbers import Code
 from libs.common.auth.principal import KeySource
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
+from libs.common.errors import Unavailable
 from services.ingest.app import build
-from services.ingest.protocols.coap.secured import OUR_ID, RESERVED_AT_ONCE
+from services.ingest.protocols.coap.secured import (
+    OUR_ID,
+    RESERVED_AT_ONCE,
+    DeviceContext,
+    Secured,
+)
 from services.ingest.settings import Settings
 from tests.database import DatabaseUrls
 from tests.service.ingest.conftest import World, running
@@ -96,9 +102,9 @@ class Device:
         protected.set_request_uri(f"coap://127.0.0.1:{self._world.app.state.coap_port}")
         return await asyncio.wait_for(self._client.request(protected).response, 20)
 
-    async def observe_commands(self) -> AsyncIterator[aiocoap.Message]:
-        """Yield what is said by `/v1/commands`, the first answer too."""
-        message = aiocoap.Message(code=Code.GET, observe=0, uri_path=("v1", "commands"))
+    async def observe(self, path: str) -> AsyncGenerator[aiocoap.Message]:
+        """Yield what is said of what is observed, the first answer too."""
+        message = aiocoap.Message(code=Code.GET, observe=0, uri_path=tuple(path.split("/")))
         protected, request_id = self.context.protect(message)
         protected.set_request_uri(f"coap://127.0.0.1:{self._world.app.state.coap_port}")
         request = self._client.request(protected)
@@ -106,6 +112,10 @@ class Device:
         yield self.context.unprotect(first, request_id)[0]
         async for notification in request.observation:
             yield self.context.unprotect(notification, request_id)[0]
+
+
+async def following(said: AsyncGenerator[aiocoap.Message]) -> aiocoap.Message:
+    return await anext(said)
 
 
 async def give_keys(world: World, device_id: UUID) -> dict[str, str]:
@@ -238,7 +248,7 @@ async def test_a_withdrawn_secret_is_void_within_five_seconds(world: World, devi
 
 async def test_commands_are_observed_under_protection(world: World, device: Device) -> None:
     await device.ask(Code.POST, "v1/telemetry", b'{"temp": 1}')
-    said = device.observe_commands()
+    said = device.observe("v1/commands")
     assert (await anext(said)).payload == b""
     answer = await world.http.post(
         f"/api/v1/devices/{device.device_id}/commands",
@@ -252,4 +262,94 @@ async def test_commands_are_observed_under_protection(world: World, device: Devi
         Code.POST, f"v1/commands/{command['id']}/reply", b'{"status": "succeeded"}'
     )
     assert answer.code is Code.CHANGED, answer.payload
-    await said.aclose()  # type: ignore[attr-defined]  # a generator
+    await said.aclose()
+
+
+def secured_of(world: World) -> Secured:
+    secured: Secured = world.app.state.coap.site._secured
+    return secured
+
+
+def run_out(world: World, device: Device) -> DeviceContext:
+    """Leave our half of a device's context without a sequence number."""
+    context = secured_of(world)._contexts[device.context.sender_id]
+    context.sender_sequence_number, context._next = context._end, None
+    return context
+
+
+async def test_a_device_gets_its_command_as_soon_as_there_are_sequence_numbers_again(
+    world: World, device: Device
+) -> None:
+    await device.ask(Code.POST, "v1/telemetry", b'{"temp": 1}')
+    said = device.observe("v1/commands")
+    await anext(said)
+    context = run_out(world, device)
+    answer = await world.http.post(
+        f"/api/v1/devices/{device.device_id}/commands",
+        json={"name": "start", "params": {}},
+        headers=world.headers,
+    )
+    await until(lambda: context.sender_sequence_number < context._end, "numbers reserved")
+    notification = asyncio.ensure_future(following(said))
+
+    async def is_told() -> bool:
+        await world.app.state.dispatcher.look()
+        return notification.done()
+
+    await until(is_told, "the command")
+    assert json.loads(notification.result().payload)["id"] == answer.json()["id"]
+    await said.aclose()
+
+
+async def test_the_latest_values_are_notified_as_soon_as_there_are_sequence_numbers_again(
+    world: World, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[DeviceContext] = []
+
+    async def away(context: DeviceContext) -> None:
+        asked.append(context)
+        raise Unavailable("the database is away")
+
+    await device.ask(Code.POST, "v1/telemetry", b'{"temp": 1}')
+    said = device.observe("v1/latest")
+    await anext(said)
+    context = run_out(world, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(secured_of(world), "_reserve", away)
+        await device.ask(Code.POST, "v1/telemetry", b'{"temp": 2}')
+        await until(lambda: bool(asked), "numbers were asked for")
+    notification = await asyncio.wait_for(following(said), 20)
+    assert json.loads(notification.payload)["temp"]["value"] == 2.0
+    assert context.sender_sequence_number < context._end
+    await said.aclose()
+
+
+async def test_a_removed_device_is_cut_though_nothing_can_be_told_to_it(
+    world: World, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: DeviceContext) -> None:
+        raise Unavailable("the database is away")
+
+    await device.ask(Code.POST, "v1/telemetry", b'{"temp": 1}')
+    said = device.observe("v1/commands")
+    await anext(said)
+    run_out(world, device)
+    monkeypatch.setattr(secured_of(world), "_reserve", away)
+    world.app.state.sources.revoke(device.device_id, "the device was removed")
+    site = world.app.state.coap.site
+    await until(lambda: not site._observers, "the observation is over")
+    assert device.device_id not in world.app.state.dispatcher._ways
+    assert device.device_id not in secured_of(world)._of_device
+    await said.aclose()
+
+
+async def test_of_devices_whose_keys_made_room_nothing_is_kept(
+    world: World, client: aiocoap.Context, device: Device
+) -> None:
+    secured_of(world)._most = 1
+    device_id, _ = await world.device()
+    other = Device(world, client, device_id, await give_keys(world, device_id))
+    for one in (device, other):
+        answer = await one.ask(Code.POST, "v1/telemetry", b'{"temp": 1}')
+        assert answer.code is Code.CHANGED
+    assert secured_of(world)._of_device == {device_id: {other.context.sender_id}}

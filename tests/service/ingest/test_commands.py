@@ -21,6 +21,7 @@ from services.ingest.app import build
 from services.ingest.domain.command import Delivered, Outgoing
 from services.ingest.domain.device import Source
 from services.ingest.settings import Settings
+from services.ingest.store.commands import MOST_RESENDS, MOST_STEPS_SENT, Dispatches
 from tests.database import DatabaseUrls, PrincipalHeaders
 from tests.service.ingest.conftest import World, running
 from tests.waiting import until
@@ -211,6 +212,57 @@ async def test_when_the_way_is_gone_the_command_waits_for_the_next(world: World)
     assert again.names == ["first", "second"]
     for one in (first, second):
         await until_status(world, device_id, one, "acknowledged")
+
+
+async def test_however_often_the_way_was_gone_only_what_was_sent_is_counted_and_none_is_left_out(
+    settings: Settings,
+    bus: LocalBus,
+    keys: KeySource,
+    database_urls: DatabaseUrls,
+    principal_headers: PrincipalHeaders,
+) -> None:
+    settings = settings.model_copy(update={"commands_resend_after": timedelta(seconds=1)})
+    app = build(settings, bus, SystemClock(), keys=keys)
+    tenant_id = uuid4()
+    async with running(app, bus, database_urls, tenant_id, principal_headers(tenant_id)) as world:
+        device_id, token = await world.device()
+        wanted = await command(world, device_id)
+
+        async def claims() -> int:
+            query = "SELECT claims FROM ingest.commands WHERE id = $1"
+            (row,) = await world.query(query, wanted)
+            return int(row["claims"])
+
+        async def steps() -> list[tuple[str, str]]:
+            written = (await shown(world, device_id, wanted))["steps"]
+            return [(step["status"], step["detail"]) for step in written]
+
+        while (before := await claims()) <= MOST_STEPS_SENT:
+            way = await link(world, device_id)
+            way.error = Unavailable("the connection is over")
+            way.open()
+
+            async def tried(before: int = before) -> bool:
+                return await claims() > before
+
+            await until(tried, "it was tried")
+            way.close()
+        waits = await until_status(world, device_id, wanted, "queued")
+        assert (waits["attempts"], waits["sent_at"]) == (0, None)
+        assert len(waits["steps"]) == 1 + 2 * MOST_STEPS_SENT
+        assert (await reply(world, token, wanted, status="succeeded")).status_code == 404
+
+        # Sent, and lost: all that a command may be sent again is left to it, and is to be seen.
+        way = (await link(world, device_id, Delivered.SENT)).open()
+
+        async def sent_twice() -> bool:
+            return (await steps())[-2:] == [("sent", ""), ("sent", "attempt 2")]
+
+        await until(sent_twice, "it is sent, and sent again")
+        way.close()
+        assert (await shown(world, device_id, wanted))["attempts"] == len(way.got)
+        assert (await reply(world, token, wanted, status="succeeded")).status_code == 204
+        assert (await steps())[-1] == ("succeeded", "")
 
 
 async def test_a_device_that_cannot_be_given_a_command_fails_it_and_gets_the_next(
@@ -421,12 +473,9 @@ async def test_the_list_has_pages_and_knows_the_states(world: World) -> None:
             break
     assert seen == ["c4", "c3", "c2", "c1", "c0"]
 
-    async def the_others_wait() -> bool:
-        # All were claimed for the request; what it had no room for waits again a little later.
-        waiting = await world.http.get(path, params={"status": "queued"}, headers=world.headers)
-        return {item["id"] for item in waiting.json()["items"]} == {str(one) for one in sent[2:]}
-
-    await until(the_others_wait, "what was not taken waits again")
+    waiting = await world.http.get(path, params={"status": "queued"}, headers=world.headers)
+    assert {item["id"] for item in waiting.json()["items"]} == {str(one) for one in sent[2:]}
+    assert {item["attempts"] for item in waiting.json()["items"]} == {0}
 
 
 async def test_a_rule_asks_for_a_command_once_however_often_it_is_said(
@@ -566,6 +615,43 @@ async def test_what_was_sent_by_a_process_that_died_is_sent_again_with_the_same_
         way.error = None
         over = await until_status(world, device_id, wanted, "acknowledged")
         assert [given.id for given in way.got][1:] == [wanted]
+
+
+async def test_a_request_takes_only_what_it_has_room_for(world: World) -> None:
+    device_id, token = await world.device()
+    sent = [await command(world, device_id, f"step-{n}") for n in range(4)]
+    (given,) = (await fetch(world, token, limit=1)).json()["items"]
+    assert given["name"] == "step-0"
+    rows = await world.query(
+        "SELECT claims FROM ingest.commands WHERE id = ANY($1) ORDER BY seq", sent
+    )
+    assert [row["claims"] for row in rows] == [1, 0, 0, 0]
+
+
+async def test_what_was_sent_as_often_as_it_may_be_or_is_over_wakes_nobody(
+    world: World, settings: Settings
+) -> None:
+    dispatches: Dispatches = world.app.state.dispatcher._dispatches
+    resend_after = settings.commands_resend_after
+    device_id, _ = await world.device()
+    key = (world.tenant_id, device_id)
+    wanted = await command(world, device_id)
+    assert await dispatches.waiting([key], resend_after) == [device_id]
+
+    sent = (
+        "UPDATE ingest.commands SET status = 'sent', sent_at = now() - interval '1 hour',"
+        " tried_at = now() - interval '1 hour', attempts = $2, due_at = now() + $3::interval,"
+        " expires_at = now() + $4::interval WHERE id = $1"
+    )
+    soon, past = timedelta(hours=1), timedelta(hours=-1)
+    for attempts, due, expires, waiting in (
+        (1, soon, soon, [device_id]),
+        (MOST_RESENDS, soon, soon, []),
+        (1, past, soon, []),
+        (1, soon, past, []),
+    ):
+        await world.query(sent, wanted, attempts, due, expires)
+        assert await dispatches.waiting([key], resend_after) == waiting
 
 
 async def test_a_thousand_commands_reach_a_thousand_devices(world: World) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -45,6 +47,8 @@ class Line:
         self.runs: list[Connector] = []
         self.open: list[Connector] = []
         self.fails: list[Exception] = []
+        self.lost = asyncio.Event()
+        """Set: the connection that is open is lost."""
         self.parts: dict[str, asyncio.Event] = {}
         """Connections that end when the test says so, by the connector's name."""
 
@@ -62,7 +66,9 @@ class Line:
         self.open.append(connector)
         report(State.CONNECTED, "")
         try:
-            await asyncio.Event().wait()
+            await self.lost.wait()
+            self.lost.clear()
+            raise ConnectionResetError("the line was lost")
         finally:
             await self.parting(connector)
             self.open.remove(connector)
@@ -73,6 +79,8 @@ class Line:
                 await self.parts[connector.name].wait()
 
     async def browse(self, connector: Connector, node: str | None) -> list[dict[str, object]]:
+        if self.fails:
+            raise self.fails.pop(0)
         if node == "nowhere":
             raise ConnectionRefusedError("refused")
         return [{"node": node or "root", "password": connector.secret("password")}]
@@ -292,17 +300,33 @@ async def test_a_stale_version_changes_nothing(plant: World) -> None:
 async def test_what_fails_is_reported_and_tried_again_with_a_growing_pause(
     plant: World, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usecases, "FIRST_PAUSE_S", 0.01)
-    line.fails = [Unavailable("the broker is away"), OSError("no route"), RuntimeError("a fault")]
+    may_go_on, pauses, sleep = asyncio.Event(), list[float](), asyncio.sleep
+
+    async def pause(delay_s: float) -> None:
+        task = asyncio.current_task()
+        if task is None or not task.get_name().startswith("ingest.connector."):
+            await sleep(delay_s)
+            return
+        pauses.append(delay_s)
+        await may_go_on.wait()
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    away = Unavailable("the broker is away")
+    line.fails = [away]
     connector_id = await created(plant)
+    failed = await until_state(plant, connector_id, "failed")
+    assert failed["reason"] == "the broker is away"
+    line.fails = [ConnectionRefusedError("refused"), RuntimeError("a fault"), *[away] * 4]
+    may_go_on.set()
     await until_state(plant, connector_id, "connected")
-    assert len(line.runs) == 4
-    line.fails = [Unavailable("the broker is away")] * 1_000
-    monkeypatch.setattr(usecases, "LONGEST_PAUSE_S", 0.02)
-    await change(plant, connector_id, settings={"speed": 3})
-    failed = await until_state(plant, connector_id, "failed", "connecting")
-    await until(lambda: len(line.runs) > 8, "tried again and again")
-    assert failed["reason"] in {"", "the broker is away"}
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    # Who was connected begins with the short pause again.
+    may_go_on.clear()
+    line.lost.set()
+    failed = await until_state(plant, connector_id, "failed")
+    assert (failed["reason"], pauses[7:]) == ("the line was lost", [0.5])
+    may_go_on.set()
+    await until(lambda: len(line.runs) == 9, "it is tried again")
 
 
 async def test_an_address_that_is_not_allowed_is_not_connected_to(
@@ -366,6 +390,16 @@ async def test_what_a_run_remembers_is_there_for_the_next(plant: World, line: Li
     connector_id = await created(plant)
     await until(lambda: len(line.open) == 1, "it runs")
     line.open[0].remember({"last": 42})
+    await change(plant, connector_id, settings={"speed": 2})
+    await until(lambda: bool(line.open) and line.open[0].version == 2, "it runs anew")
+    assert line.open[0].memory == {"last": 42}
+
+
+async def test_what_is_too_large_to_be_remembered_leaves_what_was(plant: World, line: Line) -> None:
+    connector_id = await created(plant)
+    await until(lambda: len(line.open) == 1, "it runs")
+    line.open[0].remember({"last": 42})
+    line.open[0].remember({"last": "x" * usecases.MOST_MEMORY_BYTES})
     await change(plant, connector_id, settings={"speed": 2})
     await until(lambda: bool(line.open) and line.open[0].version == 2, "it runs anew")
     assert line.open[0].memory == {"last": 42}
@@ -438,6 +472,31 @@ async def test_the_reason_of_a_fault_of_ours_is_in_our_log_alone(plant: World, l
     connector_id = await created(plant)
     failed = await until_state(plant, connector_id, "failed")
     assert failed["reason"] == "it failed here: RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied", "/etc/iiot/opcua.key"), "it could not be opened"),
+        (FileNotFoundError(2, "No such file", "/etc/iiot/opcua.pem"), "it could not be opened"),
+        (OSError("/etc/iiot is full"), "it could not be opened"),
+        (ConnectionRefusedError(111, "Connect call failed"), "Connect call failed"),
+        (OSError(113, "No route to host"), "No route to host"),
+        (TimeoutError(), "TimeoutError"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ssl.SSLError(1, "wrong version number"), "wrong version number"),
+    ],
+)
+async def test_of_what_the_system_says_the_network_s_words_alone_are_shown(
+    plant: World, line: Line, error: OSError, reason: str
+) -> None:
+    line.fails = [error] * 1_000
+    connector_id = await created(plant)
+    failed = await until_state(plant, connector_id, "failed")
+    path = f"/api/v1/connectors/{connector_id}/browse"
+    browsed = await plant.http.post(path, json={"node": "here"}, headers=plant.headers)
+    assert reason in str(failed["reason"])
+    assert "/etc" not in f"{failed['reason']} {browsed.json()['detail']}"
 
 
 async def test_a_database_that_is_away_is_not_named_to_the_tenant(

@@ -14,6 +14,7 @@ from services.ingest.settings import Settings
 from services.ingest.store.landing import Landing, QuarantineQuota
 from services.ingest.store.ledger import MOST_MISSING, Folding
 from services.ingest.usecases.inlet import Inlet
+from services.ingest.usecases.ledger import ROWS_AT_ONCE
 from tests.database import PrincipalHeaders
 from tests.service.ingest.conftest import World
 from tests.waiting import until
@@ -267,9 +268,27 @@ async def test_however_many_add_up_at_once_each_row_counts_once(world: World) ->
     folding: Folding = world.app.state.bookkeeping._folding
     for start in range(0, 60, 10):
         await send(world, token, *({"ts": at(start + n), "values": {"t": n}} for n in range(10)))
-        await asyncio.gather(*(folding.fold(3) for _ in range(4)))
+        newest = await folding.newest()
+        await asyncio.gather(*(folding.fold(3, newest) for _ in range(4)))
     assert (await until_received(world, device_id, 60))["accepted"] == 60
     assert await world.query("SELECT * FROM ingest.ledger_log") == []
+
+
+async def test_however_much_was_written_down_all_of_it_is_in_the_ledger_when_asked(
+    world: World,
+) -> None:
+    device_id, _ = await world.device()
+    rows = 24 * ROWS_AT_ONCE
+    await world.query(
+        "INSERT INTO ingest.ledger_log"
+        " (hour, series, stored, duplicates, tenants, devices, quarantined, gaps, missing)"
+        " SELECT date_trunc('hour', now()), '', '', '', ARRAY[$1::uuid], ARRAY[$2::uuid], '{1}', '{0}',"
+        " '{0}' FROM generate_series(1, $3)",
+        world.tenant_id,
+        device_id,
+        rows,
+    )
+    assert (await totals(world, device_id))["quarantined"] == rows
 
 
 async def test_hours_long_over_are_forgotten(world: World) -> None:

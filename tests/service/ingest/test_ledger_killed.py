@@ -25,6 +25,7 @@ from services.ingest.store.landing import Landing, QuarantineQuota
 from services.ingest.store.ledger import Folding
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+EVERYTHING = 2**62
 writer, engine, tenant_id, number, count, *pairs = sys.argv[1:]
 tenant_id, number = UUID(tenant_id), int(number)
 known = [(UUID(device), int(temp), int(note)) for device, temp, note in
@@ -56,9 +57,9 @@ async def main():
     print("ready", flush=True)
     for n in range(0, int(count), 2):
         _, folded = await asyncio.gather(
-            landing.land([batch(n), batch(n + 1)]), folding.fold(1 + n % 3)
+            landing.land([batch(n), batch(n + 1)]), folding.fold(1 + n % 3, EVERYTHING)
         )
-    while await folding.fold(50):
+    while await folding.fold(50, EVERYTHING):
         pass
     print("done", flush=True)
 

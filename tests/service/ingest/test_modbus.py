@@ -14,6 +14,7 @@ from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from libs.common.historian.point import Quality
 from services.ingest.app import build
+from services.ingest.protocols import connectors
 from services.ingest.settings import Settings
 from tests.database import DatabaseUrls, PrincipalHeaders
 from tests.service.ingest.conftest import World, running
@@ -246,3 +247,46 @@ async def test_the_command_write_sets_what_may_be_set(site: World, meter: Meter)
         assert shown["status"] == status, shown
     assert struct.unpack(">f", struct.pack(">2H", *await meter.words(10, 2))) == (25.0,)
     await until_there_is(site, device_id, "speed", 12.5)
+
+
+async def test_a_device_s_own_connection_outlives_that_of_a_connector(
+    site: World, meter: Meter
+) -> None:
+    device_id, token = await site.device("meter 1")
+    source = await site.app.state.sources.login(token)
+    site.app.state.reception.presence.came(source, site, "connected by MQTT")
+
+    async def status() -> tuple[str, str]:
+        answer = await site.http.get(f"/api/v1/devices/{device_id}", headers=site.headers)
+        return answer.json()["status"], answer.json()["status_reason"]
+
+    async def is_by_mqtt() -> bool:
+        return await status() == ("online", "connected by MQTT")
+
+    async def is_by_the_connector() -> bool:
+        return (await status())[1].startswith("connected by the connector")
+
+    await until(is_by_mqtt, "it is online")
+    connector = await connect(site, meter, {"device": "meter 1", "metric": "power", "address": 0})
+    await until(is_by_the_connector, "the connector is heard of")
+    await meter.stop()
+    await until_it_is(site, connector, "failed")
+    await until(is_by_mqtt, "it is online by its own connection")
+
+
+async def test_a_device_that_is_registered_later_is_found(
+    site: World, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connectors, "LOOKED_UP_EVERY_S", 0.05)
+    await meter.set(0, 7)
+    later = uuid4()
+    connector = await connect(
+        site,
+        meter,
+        {"device": "meter 2", "metric": "power", "address": 0},
+        {"device": str(later), "metric": "power", "address": 0},
+    )
+    await until_it_is(site, connector, "degraded", "meter 2: there is no such device")
+    device_id, _ = await site.device("meter 2")
+    await until_there_is(site, device_id, "power", 7.0)
+    await until_it_is(site, connector, "degraded", f"{later}: there is no such device")

@@ -177,3 +177,41 @@ async def test_who_sends_without_end_is_cut_off(site: World) -> None:  # noqa: F
         await until_it_is(site, connector, "failed", "it sends on and on what nobody asked for")
         # No more than what lay in the sockets: it was not read until the time for an answer was up.
         assert sent < 16 * 1024 * 1024
+
+
+async def test_a_mute_device_that_is_online_otherwise_stays_so(site: World) -> None:  # noqa: F811
+    device_id, token = await site.device()
+    source = await site.app.state.sources.login(token)
+    site.app.state.reception.presence.came(source, site, "connected by MQTT")
+    async with listening(lambda _: b"") as mute:
+        connector = await connect(site, mute, device_id)
+        await until_it_is(site, connector, "failed", "no answer within 100 ms")
+    marker, other = await site.device()
+    source = await site.app.state.sources.login(other)
+    site.app.state.reception.presence.came(source, site, "connected by MQTT")
+
+    async def is_online(device: UUID = marker) -> bool:
+        shown = await site.http.get(f"/api/v1/devices/{device}", headers=site.headers)
+        return bool(shown.json()["status"] == "online")
+
+    await until(is_online, "what was said before it is noted too")
+    assert await is_online(device_id)
+
+
+async def test_a_device_that_is_cut_off_in_mid_round_holds_nothing_up(
+    site: World,  # noqa: F811
+) -> None:
+    """Its metric is new: it is not registered for who may not go on, and would wait for ever."""
+    device_id, _ = await site.device()
+    asked: list[bytes] = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request)
+        if len(asked) == 1:
+            site.app.state.sources.revoke(device_id, "the device's credential was replaced")
+        return frame(request, ONE_WORD)
+
+    async with listening(answer) as port:
+        connector = await connect(site, port, device_id)
+        await until_there_is(site, device_id, "power", 7.0)
+        await until_it_is(site, connector, "connected")

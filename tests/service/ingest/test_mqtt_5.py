@@ -2,8 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import UUID
 
 import aiomqtt
@@ -12,6 +14,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as Said
 
+from libs.common.errors import Unavailable
 from services.ingest.protocols.mqtt.limits import Limits
 from services.ingest.protocols.mqtt.packets import Properties, Will
 from tests.service.ingest.conftest import World
@@ -174,6 +177,110 @@ async def test_a_postponed_will_is_forgotten_when_the_device_is_back(world: Worl
         return len(rows) == 1
 
     await until(is_told, "the will is told")
+
+
+def gone(device_id: UUID, delay_s: int = 0) -> Will:
+    name = topic_of("alerts", str(device_id))
+    return Will(name, b'{"message": "gone"}', properties=Properties(will_delay=delay_s))
+
+
+async def alarms(world: World) -> int:
+    rows = await world.query(
+        "SELECT 1 FROM bus.log WHERE type = 'device.alert_reported.v1' AND tenant_id = $1",
+        world.tenant_id,
+    )
+    return len(rows)
+
+
+@pytest.mark.parametrize("delay_s", [0, 3600])
+async def test_a_will_that_falls_due_while_the_database_is_away_is_taken_when_it_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, delay_s: int
+) -> None:
+    device_id, token = await world.device()
+    wills = world.app.state.endpoint.wills
+    tries = 0
+
+    async def fail(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("the database is away")
+
+    @asynccontextmanager
+    async def begin(_: UUID) -> AsyncIterator[None]:
+        await fail()
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.app.state.reception.reports, "take", fail)
+        async with raw(world) as device:
+            await welcomed(
+                device, device_id, token, will=gone(device_id, delay_s), session_expiry=7200
+            )
+        if delay_s:
+            await until(lambda: device_id in wills.waiting, "the will waits")
+            patch.setattr(wills, "_transactions", SimpleNamespace(begin=begin))
+            wills.take_due(wills.waiting[device_id].due)
+        await until(lambda: tries > 0, "the will is tried")
+        await until(lambda: not world.app.state.reception.tasks, "it is put back")
+    assert await alarms(world) == 0
+    wills.take_due(asyncio.get_running_loop().time() + 7200)
+
+    async def is_told() -> bool:
+        return await alarms(world) == 1
+
+    await until(is_told, "the will is told")
+
+
+@pytest.mark.parametrize("delay_s", [0, 3600])
+async def test_wills_are_taken_before_the_server_is_down(
+    run_with: Callable[..., object], monkeypatch: pytest.MonkeyPatch, delay_s: int
+) -> None:
+    async with run_with() as world:  # type: ignore[attr-defined]  # see run_with
+        device_id, token = await world.device()
+        wills, reports = world.app.state.endpoint.wills, world.app.state.reception.reports
+        take = reports.take
+
+        async def take_slowly(*report: object) -> None:
+            await until(lambda: wills._is_stopping, "all else of the endpoint is down")
+            await take(*report)
+
+        monkeypatch.setattr(reports, "take", take_slowly)
+        async with AsyncExitStack() as stack:
+            device = await stack.enter_async_context(raw(world))
+            expiry_s = 2 * delay_s
+            await welcomed(
+                device, device_id, token, will=gone(device_id, delay_s), session_expiry=expiry_s
+            )
+            if delay_s:
+                await stack.aclose()
+                await until(lambda: device_id in wills.waiting, "the will waits")
+                await until(lambda: not world.app.state.endpoint.keeper._written, "it is kept")
+            await world.app.state.endpoint.stop()
+            # What is still being done then is ended with the rest of the service.
+            assert not world.app.state.reception.tasks
+            assert await alarms(world) == 1
+
+
+async def test_a_device_that_is_read_more_slowly_is_told_so_on_its_status_page(
+    run_with: Callable[..., object],
+) -> None:
+    async with run_with(device_messages_per_second=1, device_burst=10) as world:  # type: ignore[attr-defined]  # see run_with
+        device_id, token = await world.device()
+        async with raw(world) as device:
+            await welcomed(device, device_id, token)
+            sent = [packets.publish(packet_id=n, device=str(device_id)) for n in range(1, 31)]
+            await device.send(*sent)
+            await device.receive(30 * 4)
+
+            async def is_noted() -> bool:
+                answer = await world.http.get(f"/api/v1/devices/{device_id}", headers=world.headers)
+                said = answer.json()
+                return (said["status"], said["status_reason"]) == (
+                    "online",
+                    "over its quota: more than 1 messages a second",
+                )
+
+            await until(is_noted, "the reason is on its status page")
 
 
 async def test_a_device_over_its_quota_is_slowed_and_then_told(

@@ -4,13 +4,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import aiomqtt
 import pytest
 
+from libs.common.errors import Invalid, Unavailable
+from services.ingest.domain.command import Delivered, Outgoing
+from services.ingest.domain.device import Source
 from services.ingest.domain.sparkplug_payload import Payload
+from services.ingest.protocols.mqtt.asides import Asides
+from services.ingest.protocols.mqtt.way_down import WayDown
+from services.ingest.usecases.gateways import Behind
 from tests.database import PrincipalHeaders
 from tests.reading_times import next_ms
 from tests.service.ingest.conftest import World
@@ -139,6 +146,16 @@ async def until_stands(world: World, device_id: UUID, status: str, reason: str) 
     await until(does, f"the device is {status}: {reason}")
 
 
+async def until_missing(world: World, device_id: UUID, count: int) -> None:
+    async def is_counted() -> bool:
+        url = f"/api/v1/devices/{device_id}/ledger"
+        ledger = (await world.http.get(url, headers=world.headers)).json()
+        missing: int = ledger["totals"]["missing"]
+        return missing == count
+
+    await until(is_counted, f"the {count} messages that are missing are in the ledger")
+
+
 async def until_refused(world: World, device_id: UUID, *reasons: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
@@ -198,13 +215,7 @@ async def test_an_edge_node_lives_speaks_for_its_devices_and_dies(world: World) 
         )
         await world.until_stored(press, 4)
 
-        async def is_counted() -> bool:
-            url = f"/api/v1/devices/{press}/ledger"
-            ledger = (await world.http.get(url, headers=world.headers)).json()
-            missing: int = ledger["totals"]["missing"]
-            return missing == 2
-
-        await until(is_counted, "the two messages that are missing are in the ledger")
+        await until_missing(world, press, 2)
         # Its will, as a broker would say it when the network goes.
         edge.client._client._sock_close()
         await until_stands(world, press, "offline", "sparkplug death")
@@ -248,6 +259,101 @@ async def test_a_command_is_written_and_done_when_the_node_reports_the_value(wor
         assert (await edge.is_told())[1].name == "Node Control/Rebirth"
         await edge.says("NBIRTH", node_birth())
         assert (await outcome(world, gateway_id, rebirth))["status"] == "succeeded"
+
+
+async def test_all_that_is_written_to_one_metric_is_done_as_it_is_reported(world: World) -> None:
+    gateway_id, token = await gateway(world, registers="press")
+    async with edge_node(world, token) as edge:
+        await edge.client.subscribe("spBv1.0/plant/DCMD/edge/+", 1)
+        await edge.says("NBIRTH", node_birth())
+        await edge.says("DBIRTH", device_birth(1), "press")
+        [press] = await until_behind(world, gateway_id, "press")
+        written = (900, 900, 0)
+        commands = [
+            await order(world, press, "write", metric="speed", value=value) for value in written
+        ]
+        for value in written:
+            assert (await edge.is_told())[1].int_value == value
+        # A node reports changes: of what is written twice in a row it tells once.
+        for seq, value in ((2, 900), (3, 0)):
+            await edge.says("DDATA", metrics(seq, {"alias": SPEED, "int_value": value}), "press")
+        for command, value in zip(commands, written, strict=True):
+            done = await outcome(world, press, command)
+            assert (done["status"], done["result"]) == ("succeeded", {"speed": value})
+
+
+async def test_a_write_that_cannot_be_sent_does_not_undo_that_of_an_earlier_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transmit = WayDown.transmit
+
+    async def refuse_300(down: WayDown, command: Outgoing, *told: Any) -> Delivered:
+        if command.params["value"] == 300:
+            raise Invalid("not this one")
+        return await transmit(down, command, *told)
+
+    monkeypatch.setattr(WayDown, "transmit", refuse_300)
+    gateway_id, token = await gateway(world, registers="press")
+    async with edge_node(world, token) as edge:
+        await edge.client.subscribe("spBv1.0/plant/DCMD/edge/+", 1)
+        await edge.says("NBIRTH", node_birth())
+        await edge.says("DBIRTH", device_birth(1), "press")
+        [press] = await until_behind(world, gateway_id, "press")
+        first = await order(world, press, "write", metric="speed", value=900)
+        await edge.is_told()
+        second = await order(world, press, "write", metric="speed", value=300)
+        assert (await outcome(world, press, second))["error"] == "not this one"
+        await edge.says("DDATA", metrics(2, {"alias": SPEED, "int_value": 900}), "press")
+        assert (await outcome(world, press, first))["status"] == "succeeded"
+
+
+async def test_a_device_that_was_heard_by_its_data_dies_with_its_edge_node(world: World) -> None:
+    gateway_id, token = await gateway(world, registers="press")
+    async with edge_node(world, token) as edge:
+        await edge.says("NBIRTH", node_birth())
+        await edge.says("DDATA", temp(1, 21.0), "press")
+        [press] = await until_behind(world, gateway_id, "press")
+        await until_stands(world, press, "online", "sparkplug data")
+        await edge.says("NDEATH", metrics(None, bd_seq(0)))
+        await until_stands(world, press, "offline", "sparkplug death")
+
+
+async def test_an_edge_node_that_begins_anew_takes_its_devices_along_until_they_are_born(
+    world: World,
+) -> None:
+    gateway_id, token = await gateway(world, registers="press")
+    async with edge_node(world, token) as edge:
+        await edge.says("NBIRTH", node_birth(1))
+        await edge.says("DBIRTH", device_birth(1), "press")
+        await edge.says("DBIRTH", device_birth(2), "pump")
+        press, pump = await until_behind(world, gateway_id, "press", "pump")
+        await until_stands(world, pump, "online", "sparkplug birth")
+        await edge.says("NBIRTH", node_birth(2))
+        await edge.says("DBIRTH", device_birth(1), "press")
+        await until_stands(world, pump, "offline", "sparkplug death")
+        await until_stands(world, press, "online", "sparkplug birth")
+
+
+async def test_what_is_missing_is_in_the_ledger_also_if_the_device_is_looked_up_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway_id, token = await gateway(world, registers="press")
+    find, failures = Behind.source, 0
+
+    async def fail_once(behind: Behind, name: str, *asked: Any) -> Source:
+        nonlocal failures
+        if name == "press" and not failures:
+            failures += 1
+            raise Unavailable("the database is away")
+        return await find(behind, name, *asked)
+
+    monkeypatch.setattr(Behind, "source", fail_once)
+    async with edge_node(world, token) as edge:
+        await edge.says("NBIRTH", node_birth())
+        await edge.says("DBIRTH", device_birth(4), "press")
+        [press] = await until_behind(world, gateway_id, "press")
+        await until_missing(world, press, 3)
+    assert failures == 1
 
 
 async def test_who_is_no_gateway_is_told_so_and_cut_off(world: World) -> None:
@@ -311,6 +417,66 @@ async def test_a_right_that_is_taken_away_ends_at_once(world: World) -> None:
         path = f"/api/v1/devices/{gateway_id}/gateway"
         assert (await world.http.delete(path, headers=world.headers)).status_code == 204
         await edge.is_cut()
+
+
+class LookUps:
+    """Holds back what was found out of the device `press`, until the gateway's right was changed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found, self.changed = asyncio.Event(), asyncio.Event()
+        find, look_again = Behind.source, Asides.look_again
+
+        async def hold(behind: Behind, name: str, *asked: Any) -> Source:
+            source = await find(behind, name, *asked)
+            if name == "press":
+                self.found.set()
+                await self.changed.wait()
+            return source
+
+        def note(asides: Asides) -> None:
+            look_again(asides)
+            self.changed.set()
+
+        monkeypatch.setattr(Behind, "source", hold)
+        monkeypatch.setattr(Asides, "look_again", note)
+
+
+async def test_what_was_looked_up_before_a_right_was_taken_away_holds_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway_id, token = await gateway(world)
+    press, _ = await world.device("press")
+    assert await put_behind(world, gateway_id, press=press) == 200
+    look_ups = LookUps(monkeypatch)
+    async with thingsboard(world, token) as client:
+        await client.publish("v1/gateway/connect", '{"device": "press"}', qos=0)
+        async with asyncio.timeout(20):
+            await look_ups.found.wait()
+        assert await put_behind(world, gateway_id, press=None) == 200
+        await until_refused(world, gateway_id, "not_behind_this_gateway")
+    path = f"/api/v1/devices/{press}"
+    assert (await world.http.get(path, headers=world.headers)).json()["status"] == "unknown"
+
+
+async def test_who_was_just_connecting_when_its_gateway_was_changed_is_connected_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway_id, token = await gateway(world)
+    press, _ = await world.device("press")
+    other, _ = await world.device("other")
+    assert await put_behind(world, gateway_id, press=press) == 200
+    look_ups = LookUps(monkeypatch)
+    async with thingsboard(world, token, "v1/gateway/rpc") as client:
+        await client.publish("v1/gateway/connect", '{"device": "press"}', qos=0)
+        async with asyncio.timeout(20):
+            await look_ups.found.wait()
+        assert await put_behind(world, gateway_id, other=other) == 200
+        await until_stands(world, press, "offline", "its gateway was changed")
+        assert press not in world.app.state.dispatcher._ways
+        await client.publish("v1/gateway/connect", '{"device": "press"}', qos=0)
+        await until_stands(world, press, "online", "connected by its gateway")
+        await order(world, press, "reboot")
+        assert (await next_of(client))[1]["device"] == "press"
 
 
 async def test_what_cannot_be_put_behind_a_gateway_is_named(
@@ -431,6 +597,24 @@ async def test_attributes_reach_the_device_when_they_change_and_when_it_asks(
         await set_attributes(world, device_id, {"limit": 70, "mode": None})
         gone: dict[str, object] = {"deleted": ["mode"]} if kind == "thingsboard" else {"mode": None}
         assert await next_of(client) == (f"{prefix}/attributes", {"limit": 70, **gone})
+
+
+async def test_a_question_about_all_attributes_counts_as_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_id, token = await world.device()
+    reports = world.app.state.reception.reports
+    count, counted = reports.take_question, []
+
+    def note(source: Source, at: datetime) -> None:
+        counted.append(source.device_id)
+        count(source, at)
+
+    monkeypatch.setattr(reports, "take_question", note)
+    async with thingsboard(world, token, "v1/devices/me/attributes/response/+") as client:
+        await client.publish("v1/devices/me/attributes/request/1", "", qos=1)
+        assert (await next_of(client))[1] == {"client": {}, "shared": {}}
+    assert counted == [device_id]
 
 
 async def test_an_rpc_s_answer_finds_its_command_also_after_a_reconnect(world: World) -> None:

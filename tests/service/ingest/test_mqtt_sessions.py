@@ -12,6 +12,7 @@ from libs.common.auth.principal import KeySource
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from libs.common.db.engine import Database
+from libs.common.errors import Unavailable
 from services.ingest.app import build
 from services.ingest.domain.command import Delivered
 from services.ingest.protocols.mqtt.endpoint import Connection, Endpoint
@@ -327,12 +328,77 @@ async def test_a_command_of_qos_2_is_acknowledged_by_its_pubrec(world: World) ->
         await device.receive((head[1] & 127) + 128 * (await device.receive(1))[0])
         await device.send(pubrec(1))
         assert await device.receive(4) == pubrel(1)
-        await device.send(pubcomp(1))
 
         async def is_acknowledged() -> bool:
             return await status_of(world, device_id, command_id) == Delivered.ACKNOWLEDGED
 
         await until(is_acknowledged, "the command is acknowledged")
+        await device.send(pubcomp(1))
+
+
+async def test_a_clean_connection_ends_a_session_whatever_the_database_thinks_the_time_is(
+    world: World,
+) -> None:
+    device_id, token = await world.device()
+    name = str(device_id)
+    try:
+        await shift_clock(world.urls, "1 hour")
+        async with resuming(world, device_id, token, expects=False) as device:
+            await subscribe(device, device_id)
+        await until_gone(world, device_id)
+        async with raw(world) as device:
+            await device.send(packets.connect(name, name, token.encode()))
+            assert await device.receive(4) == b"\x20\x02\x00\x00"
+        await until_gone(world, device_id)
+        async with resuming(world, device_id, token, expects=False):
+            pass
+    finally:
+        await shift_clock(world.urls, "0 seconds")
+
+
+async def test_a_login_that_fails_forgets_nothing_of_what_the_device_has_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_id, token = await world.device()
+    name = str(device_id)
+    endpoint = endpoint_of(world)
+    async with resuming(world, device_id, token, expects=False) as device:
+        await device.send(packets.publish(packet_id=7, device=name))
+        assert await device.receive(4) == packets.puback(7)
+    await until_gone(world, device_id)
+    receipts = endpoint.receipts[device_id]
+
+    async def fail(*_: object, **__: object) -> None:
+        raise Unavailable("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint.keeper, "take", fail)
+        async with raw(world) as device:
+            await device.send(packets.connect(name, name, token.encode(), clean=False))
+            assert await device.receive(4) == b"\x20\x02\x00\x03"
+    await until_gone(world, device_id)
+    assert endpoint.receipts[device_id] is receipts
+
+
+async def test_changes_of_one_moment_are_written_down_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_id, token = await world.device()
+    keeper = endpoint_of(world).keeper
+    save, saved = keeper.save, 0
+
+    def count(*word: object, **about: object) -> object:
+        nonlocal saved
+        saved += 1
+        return save(*word, **about)  # type: ignore[arg-type]  # as they came
+
+    name = packets.topic("commands", str(device_id))
+    async with resuming(world, device_id, token, expects=False) as device:
+        monkeypatch.setattr(keeper, "save", count)
+        await device.send(*(packets.subscribe(n, (name, 1)) for n in range(1, 101)))
+        answers = await device.receive(500)
+        assert answers == b"".join(b"\x90\x03" + n.to_bytes(2) + b"\x01" for n in range(1, 101))
+        assert saved < 10
 
 
 async def test_ten_sessions_at_once_are_all_kept(world: World) -> None:

@@ -5,12 +5,17 @@ import json
 from datetime import UTC, datetime
 from queue import Queue
 from threading import Event
+from uuid import UUID
 
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from services.ingest.protocols.mqtt.packets import Properties, Will
 from tests.service.ingest.conftest import World
+from tests.service.ingest.test_hostile_devices import raw
+from tests.unit.ingest.mqtt import device_packets_5 as packets_5
+from tests.unit.ingest.mqtt.device_packets import puback
 from tests.waiting import until
 
 TELEMETRY = "v1/devices/me/telemetry"
@@ -57,6 +62,16 @@ async def come(world: World, token: str, client_id: str = "") -> ThingsBoardDevi
     return device
 
 
+async def texts(world: World, device_id: UUID) -> dict[str, str]:
+    """Return the device's stored texts by their metrics."""
+    rows = await world.query(
+        "SELECT s.metric, p.value FROM historian.series s JOIN historian.texts p"
+        " ON p.tenant = s.tenant AND p.series = s.id WHERE s.device_id = $1",
+        device_id,
+    )
+    return {row["metric"]: row["value"] for row in rows}
+
+
 @pytest.mark.parametrize("client_id", ["", "demo-device", "99999999-2222-4333-8444-555555555555"])
 async def test_a_device_comes_in_by_its_token_alone(world: World, client_id: str) -> None:
     device_id, token = await world.device()
@@ -88,12 +103,7 @@ async def test_telemetry_in_all_of_its_forms(world: World) -> None:
         ("key3", ts + 1, 4.0),
         ("key3", ts + 2, 5.0),
     ]
-    texts = await world.query(
-        "SELECT s.metric, p.value FROM historian.series s JOIN historian.texts p"
-        " ON p.tenant = s.tenant AND p.series = s.id WHERE s.device_id = $1",
-        device_id,
-    )
-    assert {row["metric"]: row["value"] for row in texts} == {
+    assert await texts(world, device_id) == {
         "stringKey": "value1",
         "jsonKey": '{"someNumber":42,"someArray":[1,2]}',
     }
@@ -165,3 +175,26 @@ async def test_a_rename_of_the_topics_is_not_half_a_move(world: World) -> None:
         assert not sent.is_published()
         await asyncio.to_thread(device.stop)
     assert await world.stored(other_id) == []
+
+
+async def test_what_comes_with_properties_of_mqtt_5_is_read_alike(world: World) -> None:
+    device_id, token = await world.device()
+    name = TELEMETRY.encode()
+    will = Will(name, b'{"last": {"words": "bye"}}', properties=Properties(payload_format=1))
+    async with raw(world) as device:
+        await device.send(packets_5.connect("", token, None, will=will))
+        _, size = await device.receive(2)
+        assert (await device.receive(size))[1] == 0
+        payload = b'{"jsonKey": {"someNumber": 42}}'
+        await device.send(
+            packets_5.publish(payload=payload, packet_id=1, name=name, message_expiry=60)
+        )
+        assert await device.receive(4) == puback(1)
+
+    async def are_stored() -> bool:
+        return await texts(world, device_id) == {
+            "jsonKey": '{"someNumber":42}',
+            "last": '{"words":"bye"}',
+        }
+
+    await until(are_stored, "the message and the will are stored")

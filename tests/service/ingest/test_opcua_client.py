@@ -14,10 +14,12 @@ from asyncua import ua
 from libs.common.auth.principal import KeySource
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
-from libs.common.historian.point import Quality
+from libs.common.historian.point import Kind, Quality
 from services.ingest.app import build
-from services.ingest.protocols.opcua import connection
+from services.ingest.protocols import connectors
+from services.ingest.protocols.opcua import connection, subscription
 from services.ingest.protocols.opcua.certificates import VALID, fingerprint, new_identity
+from services.ingest.protocols.opcua.progress import Progress
 from services.ingest.settings import Settings
 from tests.database import DatabaseUrls, PrincipalHeaders
 from tests.plc import URI, Plc
@@ -248,6 +250,7 @@ async def test_without_a_history_the_gap_is_said_to_be_there(site: World) -> Non
         await until(lambda: not plc.subscriptions(), "the connector has left")
         await change(site, connector, is_enabled=True)
         await until_it_is(site, connector, "degraded", "the server keeps no history")
+        await until_it_counts_gaps(site, device_id, 1)
         await plc.set("Temp", 2.0)
         await until_there_are(site, device_id, 2.0)
 
@@ -274,8 +277,8 @@ async def test_a_notification_is_acknowledged_when_it_is_durable(
         connector = await connect(site, plc, [item(device_id, "temp", "Temp")])
         await until_it_is(site, connector, "connected")
         await until_there_are(site, device_id, 20.0)
-        (subscription,) = plc.subscriptions()
-        unacknowledged = subscription._not_acknowledged_results
+        (subscribed,) = plc.subscriptions()
+        unacknowledged = subscribed._not_acknowledged_results
         await until(lambda: not unacknowledged, "the first value is acknowledged")
         intake = site.app.state.intake
         publish, may_go, asked = intake._publish, asyncio.Event(), asyncio.Event()
@@ -306,6 +309,75 @@ async def test_a_queue_that_was_too_short_shows(site: World) -> None:
         await plc.set("Temp", 5.0, status=0x480)
         await until_it_is(site, connector, "degraded", "its queue is too short")
         await until_there_are(site, device_id, 5.0)
+        await until_it_counts_gaps(site, device_id, 1)
+
+
+async def test_a_server_that_has_nothing_to_say_is_listened_to_on(
+    site: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for one that publishes each second, which has forty seconds until it answers a request.
+    monkeypatch.setattr(subscription, "LEAST_SILENCE_S", 0.0)
+    keep_alives = 0
+    reach = Progress.reach
+
+    def counting(self: Progress, published_us: int | None) -> None:
+        nonlocal keep_alives
+        keep_alives += 1
+        reach(self, published_us)
+
+    monkeypatch.setattr(Progress, "reach", counting)
+    device_id, _ = await site.device()
+    async with a_plc() as plc:
+        connector = await connect(
+            site, plc, [item(device_id, "temp", "Temp")], publishing_ms=50, history=True
+        )
+        await until_it_is(site, connector, "connected")
+        before = plc.subscriptions()
+        await until(lambda: keep_alives > 2 * subscription.UNDER_WAY, "it keeps itself alive")
+        assert plc.subscriptions() == before
+        await until_it_is(site, connector, "connected")
+
+
+async def test_a_first_value_that_is_bad_and_empty_leaves_its_metric_the_kind_of_its_node(
+    site: World,
+) -> None:
+    device_id, _ = await site.device()
+    async with a_plc() as plc:
+        for name, value in (("Running", False), ("State", "idle")):
+            await plc.add(name, value)
+            await plc.set(name, None, status=ua.StatusCodes.BadSensorFailure)
+        connector = await connect(
+            site,
+            plc,
+            [item(device_id, "running", "Running"), item(device_id, "state", "State")],
+        )
+        await until_it_is(site, connector, "connected")
+        await until_there_are_kinds(site, device_id, running=Kind.BOOL, state=Kind.TEXT)
+        await plc.set("Running", True)
+        await until_there_are_of(site, device_id, "running", 1.0)
+
+
+async def until_there_are_kinds(world: World, device_id: UUID, **kinds: Kind) -> None:
+    held: dict[str, int] = {}
+
+    async def are_there() -> bool:
+        sql = "SELECT metric, kind FROM historian.series WHERE device_id = $1"
+        held.update({row["metric"]: row["kind"] for row in await world.query(sql, device_id)})
+        return held.keys() >= kinds.keys()
+
+    await until(are_there, "its series are there")
+    assert held == kinds
+
+
+async def until_it_counts_gaps(world: World, device_id: UUID, gaps: int) -> None:
+    """Wait until what is missing of a device is seen in its ledger."""
+
+    async def are_there() -> bool:
+        answer = await world.http.get(f"/api/v1/devices/{device_id}/ledger", headers=world.headers)
+        assert answer.status_code == 200, answer.text
+        return bool(answer.json()["totals"]["gaps"] == gaps)
+
+    await until(are_there, f"{gaps} gaps are counted")
 
 
 async def test_a_device_that_is_removed_is_no_longer_written(site: World) -> None:
@@ -323,6 +395,23 @@ async def test_a_device_that_is_removed_is_no_longer_written(site: World) -> Non
         await plc.set("Temp", 30.0)
         await until_there_are(site, stays, 30.0)
         assert 30.0 not in await values(site, goes)
+
+
+async def test_a_device_that_is_registered_later_is_found(
+    site: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connectors, "LOOKED_UP_EVERY_S", 0.05)
+    device_id, _ = await site.device()
+    async with a_plc() as plc:
+        connector = await connect(
+            site, plc, [item(device_id, "temp", "Temp"), item("line 2", "temp", "Temp")]
+        )
+        await until_it_is(site, connector, "degraded", "line 2: there is no such device")
+        later, _ = await site.device("line 2")
+        await until_there_are(site, later, 20.0)
+        # The connection was made anew, and without a history nobody knows what changed meanwhile.
+        reason = await until_it_is(site, connector, "degraded", "while not connected is missing")
+        assert "no such device" not in reason
 
 
 async def test_another_tenant_s_device_is_nobody_s(
@@ -622,3 +711,34 @@ async def test_the_events_of_a_plc_are_alarms_of_the_devices_they_are_named_afte
         ] == [("high", "oil low", True), ("info", "oil is well", False)]
         [started] = await alarms(site, pump)
         assert (started["severity"], started["key"]) == ("critical", "OilAlarm")
+
+
+async def test_an_alarm_that_ended_while_we_were_away_is_over_and_no_other(site: World) -> None:
+    press, _ = await site.device("Press")
+    pump, _ = await site.device("pump 7")
+    async with a_plc(is_whole=True) as plc:
+        ends, goes_on = await plc.alarm(plc.press), await plc.alarm(plc.press)
+        connector = await connect(
+            site, plc, [], events=True, event_sources={"P7": "pump 7"}, publishing_ms=20
+        )
+        await until_it_is(site, connector, "connected")
+        await ends.fire("oil low", 700, is_active=True)
+        await goes_on.fire("too hot", 700, source="P7", is_active=True)
+
+        async def are_said() -> bool:
+            return bool(await alarms(site, press)) and bool(await alarms(site, pump))
+
+        await until(are_said, "both have begun")
+        await change(site, connector, is_enabled=False)
+        await until(lambda: not plc.subscriptions(), "the connector has left")
+        await ends.fire("oil is well", 100, is_active=False)
+        await change(site, connector, is_enabled=True)
+
+        async def is_over() -> bool:
+            return not (await alarms(site, press))[-1]["active"]
+
+        await until(is_over, "the press's alarm is over")
+        last = (await alarms(site, press))[-1]
+        assert last["message"] == "it ended while the server was not connected"
+        assert last["key"] == "OilAlarm"
+        assert all(said["active"] for said in await alarms(site, pump))

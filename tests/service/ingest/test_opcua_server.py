@@ -499,6 +499,37 @@ async def test_sessions_subscriptions_and_items_have_their_bounds(served: World)
         )
 
 
+async def test_a_metric_that_exists_is_there_though_the_device_has_all_it_may(
+    served: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_id, token = await served.device()
+    monkeypatch.setattr(served.app.state.opcua, "metrics", 1)
+    async with session(served, device_id, token) as client:
+        node = await call(client, device_id, "AddMetric", "temp", "number")
+        assert await call(client, device_id, "AddMetric", "temp", "number") == node
+        for name, kind in (("temp", "text"), ("pressure", "number")):
+            assert await status_of(call(client, device_id, "AddMetric", name, kind)) == (
+                ua.StatusCodes.BadInvalidArgument
+            )
+
+
+async def test_a_metric_without_values_is_of_no_other_type_than_it_was_made(
+    served: World,
+) -> None:
+    device_id, token = await served.device()
+    async with session(served, device_id, token) as client:
+        await call(client, device_id, "AddMetric", "running", "bool")
+        assert await status_of(call(client, device_id, "AddMetric", "running", "text")) == (
+            ua.StatusCodes.BadInvalidArgument
+        )
+        running = client.get_node(metric(device_id, "running"))
+        bad = ua.StatusCode(ua.StatusCodes.BadSensorFailure)
+        await running.write_value(ua.DataValue(None, StatusCode=bad))
+        await running.write_value(ua.Variant(True))
+        points = await served.until_stored(device_id, 2)
+        assert points[-1][2] == 1.0
+
+
 async def test_a_write_is_not_answered_before_it_is_durable(
     served: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from tests.waiting import until
 
 LEASE = timedelta(hours=1)
 """Longer than any test: what ends in one was ended by it."""
+LINE = object()
+"""The connection of devices that have one."""
 
 
 class Site:
@@ -150,7 +152,7 @@ async def test_two_thousand_devices_of_many_tenants_that_come_at_once_are_noted_
     endpoint = await site.endpoint()
     devices = await site.devices(2_000, tenants=50)
     for device in devices:
-        endpoint.came(device, "connected")
+        endpoint.came(device, LINE, "connected")
 
     async def all_online() -> bool:
         rows = await site.admin.fetch(
@@ -170,12 +172,12 @@ async def test_a_device_that_comes_and_goes_again_and_again_ends_as_it_was_last_
     endpoint = await site.endpoint()
     stays, leaves = await site.devices(2, tenants=2)
     for _ in range(20):
-        endpoint.came(stays, "connected")
-        endpoint.came(leaves, "connected")
+        endpoint.came(stays, LINE, "connected")
+        endpoint.came(leaves, LINE, "connected")
         await asyncio.sleep(0)
-        endpoint.went(stays, "gone")
-        endpoint.went(leaves, "gone")
-    endpoint.came(stays, "connected")
+        endpoint.went(stays, LINE, "gone")
+        endpoint.went(leaves, LINE, "gone")
+    endpoint.came(stays, LINE, "connected")
     await site.until_status(stays, "online", "connected")
     await site.until_status(leaves, "offline", "gone")
     said = await site.said(stays, leaves)
@@ -197,7 +199,7 @@ async def test_one_device_s_trouble_stops_no_other_ones_status(
 
     monkeypatch.setattr(usecase, "after", fail_for_one)
     for device in devices:
-        endpoint.came(device, "connected")
+        endpoint.came(device, LINE, "connected")
     for device in devices:
         if device is not bad:
             await site.until_status(device, "online", "connected")
@@ -217,14 +219,14 @@ async def test_what_cannot_be_written_now_is_written_later_and_in_order(
         nonlocal tries
         tries += 1
         if tries == 2:
-            endpoint.went(first, "gone")  # while what is older is being written
+            endpoint.went(first, LINE, "gone")  # while what is older is being written
         if is_away:
             raise ConnectionError("the database is away")
         return await noted(noting, devices)  # type: ignore[arg-type]  # handed through
 
     monkeypatch.setattr(Noting, "noted", be_away)
-    endpoint.came(first, "connected")
-    endpoint.came(second, "connected")
+    endpoint.came(first, LINE, "connected")
+    endpoint.came(second, LINE, "connected")
     await until(lambda: tries > 3, "some tries")
     is_away = False
     await site.until_status(first, "offline", "gone")
@@ -248,7 +250,7 @@ async def test_a_fault_in_taking_a_lease_stops_nothing_for_good(
         await take(connections, endpoint_id)
 
     monkeypatch.setattr(Connections, "open", fail_at_first)
-    endpoint.came(device, "connected")
+    endpoint.came(device, LINE, "connected")
     await site.until_status(device, "online", "connected")
 
 
@@ -270,13 +272,13 @@ async def test_an_endpoint_that_cannot_say_goodbye_ends_all_the_same(
 async def test_an_endpoint_that_dies_without_a_word_leaves_its_devices_offline(site: Site) -> None:
     dying, living = await site.endpoint(), await site.endpoint()
     lost, moved, other = await site.devices(3, tenants=3)
-    dying.came(lost, "connected")
-    dying.came(moved, "connected")
-    living.came(other, "connected")
+    dying.came(lost, LINE, "connected")
+    dying.came(moved, LINE, "connected")
+    living.came(other, LINE, "connected")
     for device in (lost, moved, other):
         await site.until_status(device, "online", "connected")
     await site.kill(dying)
-    living.came(moved, "connected")
+    living.came(moved, LINE, "connected")
 
     await site.pass_time(LEASE - timedelta(minutes=5))
     await living.look_around()
@@ -297,7 +299,7 @@ async def test_two_endpoints_that_find_a_dead_one_say_so_once(site: Site) -> Non
     dying, one, other = [await site.endpoint() for _ in range(3)]
     devices = await site.devices(1_500, tenants=10)
     for device in devices:
-        dying.came(device, "connected")
+        dying.came(device, LINE, "connected")
     await site.until_status(devices[-1], "online", "connected")
     await site.kill(dying)
     await site.pass_time(LEASE - timedelta(minutes=5))
@@ -315,7 +317,7 @@ async def test_two_endpoints_that_find_a_dead_one_say_so_once(site: Site) -> Non
 async def test_an_endpoint_that_was_taken_for_dead_says_anew_who_is_there(site: Site) -> None:
     slow, living = await site.endpoint(), await site.endpoint()
     (device,) = await site.devices(1)
-    slow.came(device, "connected")
+    slow.came(device, LINE, "connected")
     await site.until_status(device, "online", "connected")
     await site.pass_time(LEASE - timedelta(minutes=5))
     await living.look_around()
@@ -333,13 +335,13 @@ async def test_an_endpoint_that_was_taken_for_dead_says_anew_who_is_there(site: 
 async def test_a_word_for_a_lease_that_has_ended_takes_another_first(site: Site) -> None:
     slow, living = await site.endpoint(), await site.endpoint()
     here, late = await site.devices(2)
-    slow.came(here, "connected")
+    slow.came(here, LINE, "connected")
     await site.until_status(here, "online", "connected")
     await site.pass_time(LEASE - timedelta(minutes=5))
     await living.look_around()
     await site.pass_time(LEASE + timedelta(minutes=5))
     await living.look_around()
-    slow.came(late, "connected")
+    slow.came(late, LINE, "connected")
     await site.until_status(late, "online", "connected")
     await site.until_status(here, "online", "connected")
 
@@ -348,7 +350,7 @@ async def test_after_an_absence_of_the_database_nobody_is_taken_for_dead(site: S
     """Then all leases have ended, and whoever comes back first must not judge the others by that."""
     one, other = await site.endpoint(), await site.endpoint()
     (device,) = await site.devices(1)
-    one.came(device, "connected")
+    one.came(device, LINE, "connected")
     await site.until_status(device, "online", "connected")
     await site.pass_time(3 * LEASE)
     await other.look_around()
@@ -371,11 +373,11 @@ async def test_after_an_absence_of_the_database_nobody_is_taken_for_dead(site: S
 async def test_an_endpoint_that_stops_leaves_nobody_online_and_no_lease(site: Site) -> None:
     endpoint = await site.endpoint()
     told, forgotten = await site.devices(2)
-    endpoint.came(told, "connected")
-    endpoint.came(forgotten, "connected")
+    endpoint.came(told, LINE, "connected")
+    endpoint.came(forgotten, LINE, "connected")
     await site.until_status(forgotten, "online", "connected")
     site.endpoints.remove(endpoint)
-    endpoint.went(told, "gone")
+    endpoint.went(told, LINE, "gone")
     await endpoint.stop()
     assert await site.status(told) == ("offline", "gone")
     assert await site.status(forgotten) == ("offline", STOPPED)
@@ -387,13 +389,13 @@ async def test_the_end_of_an_older_connection_elsewhere_does_not_hide_the_newer_
 ) -> None:
     old, new = await site.endpoint(), await site.endpoint()
     (device,) = await site.devices(1)
-    old.came(device, "connected")
+    old.came(device, LINE, "connected")
     await site.until_status(device, "online", "connected")
-    new.came(device, "connected anew")
+    new.came(device, LINE, "connected anew")
     await site.until_status(device, "online", "connected anew")
     marker, _ = await site.devices(2)
-    old.went(device, "no sign of life")
-    old.came(marker, "connected")
+    old.went(device, LINE, "no sign of life")
+    old.came(marker, LINE, "connected")
     await site.until_status(marker, "online", "connected")
     assert await site.status(device) == ("online", "connected anew")
 
@@ -405,10 +407,55 @@ async def test_a_device_s_own_word_is_not_overwritten_by_one_that_is_older(site:
     soon = site.clock.now() + timedelta(seconds=5)
     said = b'{"status": "online", "reason": "booted"}'
     await reports.take(device, Channel.STATUS, said, soon)
-    endpoint.came(device, "connected")
+    endpoint.came(device, LINE, "connected")
 
     async def is_held() -> bool:
         return await site.holder(device) == endpoint._endpoint_id
 
     await until(is_held, "the connection is noted")
     assert await site.status(device) == ("online", "booted")
+
+
+async def test_a_device_is_online_until_the_last_of_its_connections_has_ended(site: Site) -> None:
+    endpoint = await site.endpoint()
+    (device,) = await site.devices(1)
+    own, connector, mute = object(), object(), object()
+    endpoint.came(device, own, "connected by MQTT")
+    endpoint.went(device, mute, "never answered")
+    await site.until_status(device, "online", "connected by MQTT")
+    endpoint.came(device, connector, "connected by a connector")
+    await site.until_status(device, "online", "connected by a connector")
+    endpoint.went(device, connector, "the connector is not connected")
+    await site.until_status(device, "online", "connected by MQTT")
+    endpoint.came(device, connector, "connected by a connector")
+    endpoint.went(device, own, "disconnected")
+    await site.until_status(device, "online", "connected by a connector")
+    endpoint.went(device, connector, "the connector is not connected")
+    await site.until_status(device, "offline", "the connector is not connected")
+    assert (await site.said(device))[device.device_id].count("offline") == 1
+
+
+async def test_an_older_connection_that_is_left_gives_way_to_a_newer_one_elsewhere(
+    site: Site,
+) -> None:
+    slow, living = await site.endpoint(), await site.endpoint()
+    (device,) = await site.devices(1)
+    own, connector = object(), object()
+    slow.came(device, own, "connected by MQTT")
+    slow.came(device, connector, "connected by a connector")
+    slow.went(device, connector, "the connector is not connected")
+    await site.until_status(device, "online", "connected by MQTT")
+    slow._endpoint_id = None
+    await slow.look_around()
+
+    async def is_held() -> bool:
+        return await site.holder(device) == slow._endpoint_id
+
+    await until(is_held, "the device belongs to the new lease")
+    living.came(device, LINE, "connected elsewhere")
+    await site.until_status(device, "online", "connected elsewhere")
+    slow.went(device, own, "disconnected")
+    marker, _ = await site.devices(2)
+    slow.came(marker, LINE, "connected")
+    await site.until_status(marker, "online", "connected")
+    assert await site.status(device) == ("online", "connected elsewhere")

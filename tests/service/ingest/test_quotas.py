@@ -1,6 +1,7 @@
 """A device that sends more than it may is told when to come again, and so are its people."""
 
 import asyncio
+import gc
 import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -84,6 +85,21 @@ async def test_neighbours_of_a_device_over_its_quota_are_not_concerned(run_with:
         assert answer.status_code == 429
         assert len(await world.until_stored(loud, 100)) == 100
         assert len(await world.stored(quiet)) == 1
+
+
+async def test_a_user_has_no_fresh_quota_with_each_request_for_a_device(run_with: RunWith) -> None:
+    async with run_with(device_messages_per_second=0.001, device_burst=10) as world:
+        device_id, _ = await world.device()
+        body = [{"device_id": str(device_id), **reading} for reading in batch(60)]
+        statuses = []
+        for _ in range(5):
+            answer = await world.http.post(TELEMETRY, json=body, headers=world.headers)
+            statuses.append(answer.status_code)
+            # Nobody but the platform's own memory holds the device between two requests.
+            gc.collect()
+        # The second is taken whole, and owed.
+        assert statuses == [202, 202, 429, 429, 429]
+        assert len(await world.until_stored(device_id, 120)) == 120
 
 
 async def test_a_device_has_one_quota_for_all_its_connections_and_protocols(

@@ -102,7 +102,7 @@ async def test_a_device_that_holds_a_connection_is_online_however_silent(world: 
     device_id, token = await world.device()
     source = await world.app.state.sources.login(token)
     reception: Reception = world.app.state.reception
-    reception.presence.came(source, "connected")
+    reception.presence.came(source, world, "connected")
     online = await until_status(world, device_id, "online")
     assert online["status_reason"] == "connected"
     reception.met(source, Protocol.MQTT, PayloadFormat.JSON)
@@ -115,7 +115,7 @@ async def test_a_device_that_holds_a_connection_is_online_however_silent(world: 
         "SELECT offline_due_at FROM ingest.contacts WHERE device_id = $1", device_id
     )
     assert row["offline_due_at"] is None
-    reception.presence.went(source, "disconnected")
+    reception.presence.went(source, world, "disconnected")
     await until_status(world, device_id, "offline")
     # Its last word was before it went.
     reception.heard.add(source)

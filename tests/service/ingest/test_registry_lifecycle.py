@@ -317,6 +317,18 @@ async def test_what_was_removed_long_ago_is_erased(world: World) -> None:
         )
 
 
+async def test_what_goes_with_something_that_is_erased_is_found_by_an_index(world: World) -> None:
+    unfound = await world.query(
+        """
+        SELECT conname FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace
+        WHERE nspname = 'ingest' AND contype = 'f' AND confdeltype = 'c' AND NOT EXISTS (
+          SELECT FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indpred IS NULL
+            AND (i.indkey::int2[])[0:cardinality(k.conkey) - 1] @> k.conkey)
+        """
+    )
+    assert unfound == []
+
+
 async def test_the_device_reads_what_is_shared_with_it_and_nothing_else(world: World) -> None:
     device_id, token = await world.device()
     path = f"devices/{device_id}/attributes"

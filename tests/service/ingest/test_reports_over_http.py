@@ -1,10 +1,15 @@
 """What a device says of itself over HTTP: alarms, and its status."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from services.ingest.domain.device import Source
+from services.ingest.domain.quota import Quota
+from services.ingest.usecases.reports import KEPT, Reports
 from tests.service.ingest.conftest import World
 from tests.service.ingest.test_hostile_devices import run_with
 from tests.service.ingest.test_quotas import RunWith, as_device
@@ -92,3 +97,24 @@ async def test_a_device_that_reports_too_much_is_told_when_to_come_again(
         assert answers[2].json()["detail"] == "a device may make 2 reports a minute"
         assert 25 <= int(answers[2].headers["retry-after"]) <= 30
         assert len(await alarms(world)) == 2
+
+
+async def test_when_very_many_devices_speak_at_once_they_are_not_all_looked_at_for_each(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 4 * KEPT
+    looked_at = 0
+    full_s = Quota.full_s
+
+    def counted(quota: Quota, now: float) -> float:
+        nonlocal looked_at
+        looked_at += 1
+        assert looked_at <= count
+        return full_s(quota, now)
+
+    monkeypatch.setattr(Quota, "full_s", counted)
+    reports: Reports = world.app.state.reception.reports
+    now = datetime.now(UTC)
+    for _ in range(count):
+        reports.take_question(Source(uuid4(), world.tenant_id, 1, 0, {}), now)
+    assert looked_at > 0

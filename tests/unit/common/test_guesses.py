@@ -4,6 +4,7 @@ import pytest
 
 from libs.common.auth import guesses as module
 from libs.common.auth.guesses import REFUSED_S, Guesses
+from libs.common.errors import TooManyRequests, Unauthenticated
 
 PLANT, ELSEWHERE = "198.51.100.7", "203.0.113.9"
 
@@ -69,3 +70,42 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(guesses._refused) == len(guesses._budgets) == len(guesses._good) == most
     guesses.failed(token(1), PLANT, 61)
     assert len(guesses._refused) == len(guesses._budgets) == 1
+
+
+async def test_only_what_may_be_looked_up_is_and_what_is_nobodys_counts() -> None:
+    guesses, looks = Guesses(2), 0
+
+    async def try_out(number: int, found: str | None) -> str:
+        async def look() -> str:
+            nonlocal looks
+            looks += 1
+            if found is None:
+                raise Unauthenticated("it is nobody's")
+            return found
+
+        return await guesses.look_up(token(number), PLANT, "token", look)
+
+    assert await try_out(1, "press") == "press"
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await try_out(2, None)
+    assert looks == 2  # the first answer held for the others
+    with pytest.raises(Unauthenticated):
+        await try_out(3, None)
+    with pytest.raises(TooManyRequests) as waits:
+        await try_out(4, "pump")
+    assert looks == 3
+    assert waits.value.retry_after_s == pytest.approx(30, abs=1)
+    # Who was good when last seen does not suffer.
+    assert await try_out(1, "press") == "press"
+
+
+async def test_a_look_up_that_fails_says_nothing_of_the_credential() -> None:
+    guesses = Guesses(1)
+
+    async def look() -> str:
+        raise ConnectionRefusedError
+
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            await guesses.look_up(token(1), PLANT, "token", look)

@@ -5,11 +5,14 @@ import importlib.util
 import re
 import subprocess
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 from urllib.parse import unquote
 
 import pytest
+
+from libs.common.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 SKIPPED = {".venv", ".run", ".git", "node_modules", "dist"}
@@ -164,3 +167,14 @@ def test_a_command_in_a_document_can_be_read_by_the_shell(document: Path) -> Non
                 ["bash", "-n"], input=block["code"], text=True, capture_output=True, check=False
             )
             assert (read.returncode, read.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("service", ["ingest", "tenancy"])
+def test_a_table_of_settings_has_all_of_the_service_s_own(service: str) -> None:
+    settings = import_module(f"services.{service}.settings").Settings
+    own = settings.model_fields.keys() - ServiceSettings.model_fields.keys()
+    named = set(INLINE.findall(_prose(ROOT / "services" / service / "README.md")))
+    # `INGEST_MQTT_TLS_PORT`, `_TLS_KEY`: the beginning stands once.
+    endings = tuple(name for name in named if re.fullmatch(r"_[A-Z_]+", name))
+    variables = {f"{service}_{name}".upper() for name in own}
+    assert [v for v in sorted(variables - named) if not v.endswith(endings)] == []

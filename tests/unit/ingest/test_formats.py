@@ -3,6 +3,7 @@
 import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import cbor2
 import msgspec
@@ -10,18 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.common.errors import Invalid, Malformed
+from libs.common.errors import Invalid, Malformed, UnsupportedMedia
 from libs.common.historian.point import Kind, Quality
 from services.ingest.domain.formats import (
     ADDRESSED,
     FORMATS,
     format_of,
-    reader_of,
+    recognise,
     sniff,
     with_defaults,
 )
 from services.ingest.domain.influx import influx_reader
 from services.ingest.domain.payload import Decoded, Point, Window, as_us, decode
+from services.ingest.domain.profile import Profile
 from services.ingest.domain.protocol import PayloadFormat
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -85,9 +87,30 @@ def test_what_tells_little_is_taken_for_what_it_most_likely_is(
 
 def test_content_types_name_forms_whatever_their_parameters() -> None:
     assert format_of("text/CSV; charset=utf-8") is PayloadFormat.CSV
-    assert reader_of("application/json") is decode
-    assert reader_of("text/html") is None
-    assert reader_of("") is None
+    assert format_of("text/html") is None
+    assert format_of("") is None
+
+
+@pytest.mark.parametrize(
+    ("named", "declared", "written"),
+    [
+        (PayloadFormat.CSV, PayloadFormat.CBOR, PayloadFormat.CSV),
+        (None, PayloadFormat.CBOR, PayloadFormat.CBOR),
+        (None, None, PayloadFormat.JSON),
+    ],
+)
+def test_a_form_is_the_sender_s_word_else_the_profile_s_else_told_by_its_looks(
+    named: PayloadFormat | None, declared: PayloadFormat | None, written: PayloadFormat
+) -> None:
+    profile = Profile(uuid4(), 1, payload_format=declared)
+    assert recognise(b'{"a": 1}', named, profile) == (written, FORMATS[written])
+
+
+def test_a_profile_of_native_values_takes_no_bytes() -> None:
+    profile = Profile(uuid4(), 1, payload_format=PayloadFormat.NATIVE)
+    with pytest.raises(UnsupportedMedia):
+        recognise(b'{"a": 1}', None, profile)
+    assert recognise(b'{"a": 1}', PayloadFormat.JSON, profile) == (PayloadFormat.JSON, decode)
 
 
 def test_quality_and_unit_of_a_whole_message_are_those_of_points_that_have_none() -> None:

@@ -18,7 +18,7 @@ from libs.common.historian.point import Kind
 from services.ingest.domain import units
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Series, Source
-from services.ingest.domain.payload import Decoded, Window, decode
+from services.ingest.domain.payload import Decoded, Point, Window, decode
 from services.ingest.usecases.telemetry import MOST_UNITS, Intake, IntakeLimits, accept
 from tests.waiting import until
 
@@ -122,6 +122,18 @@ async def test_a_text_that_is_no_utf8_stops_nobody_s_points(intake: Intake, bus:
     ]
     assert b"\\udcff" in refused[0].payload
     assert sum(len(batch) for batch in bus.batches) == 3
+
+
+async def test_who_watches_a_device_is_shown_what_was_taken_and_nothing_else(
+    intake: Intake,
+) -> None:
+    source, shown = a_source(), list[Point]()
+    source.watch = shown.extend
+    decoded = read([{"temp": 1}, {"temp": "hot"}, {"temp": 3}])
+    refusals = await accept(intake, source, decoded, within=timedelta(seconds=5))
+    assert [(each.index, each.reason) for each in refusals] == [(1, "type_changed")]
+    assert [point.value for point in shown] == [1, 3]
+    assert decoded.points == shown
 
 
 async def test_ten_times_the_wrong_readings_take_about_ten_times_as_long(intake: Intake) -> None:

@@ -74,7 +74,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
     async def resolved(host: str, port: int) -> list[str]:
         if host in names:
             return names[host]
-        raise socket.gaierror
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(reach, "_resolve", resolved)
 
@@ -102,6 +102,24 @@ async def test_the_platform_s_own_servers_are_nobody_s_plant(
         await own.address_of(written, 5432)
     # Unless the operator says so: of a plant's one machine, for example.
     await Reach([IPv4Network("10.0.0.0/24")], own=["db"]).address_of("10.0.0.5", 502)
+
+
+@pytest.mark.parametrize("code", [socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY])
+async def test_while_nobody_can_tell_where_our_own_servers_are_nothing_is_connected_to(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    async def resolved(host: str, port: int) -> list[str]:
+        if host == "db":
+            raise socket.gaierror(code, "db cannot be resolved now")
+        return [host]
+
+    monkeypatch.setattr(reach, "_resolve", resolved)
+    with pytest.raises(Unavailable) as refused:
+        await Reach(own=["db"]).address_of("10.0.0.5", 5432)
+    assert "db" not in refused.value.detail
+    # An operator who names the plants' networks has said it without us.
+    named = Reach([IPv4Network("10.0.0.0/24")], own=["db"])
+    assert await named.address_of("10.0.0.5", 502) == "10.0.0.5"
 
 
 async def test_names_that_are_slow_to_resolve_leave_the_platform_its_threads(

@@ -28,7 +28,7 @@ from services.ingest.domain.sparkplug_payload import Payload, decode_sparkplug, 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 NOW_MS = as_us(NOW) // 1000
 WINDOW = Window.around(NOW, past=timedelta(days=365), ahead=timedelta(minutes=5))
-INT16, UINT64, DOUBLE, BOOLEAN, STRING, DATASET = 2, 8, 10, 11, 12, 16
+INT16, UINT64, FLOAT, DOUBLE, BOOLEAN, STRING, DATASET = 2, 8, 9, 10, 11, 12, 16
 
 
 def payload(*metrics: dict[str, Any], seq: int | None = None) -> bytes:
@@ -150,13 +150,21 @@ def test_what_no_birth_has_named_is_refused_and_the_birth_asked_for(edge: Edge) 
     assert others(edge.is_born()) == [Online("plant/press")]
 
 
-def test_a_death_takes_the_devices_along_but_not_that_of_an_older_connection(edge: Edge) -> None:
+def test_a_death_ends_a_node_s_life_but_not_that_of_an_older_connection(edge: Edge) -> None:
     edge.is_born()
-    edge.says("DBIRTH belt", LEVEL, seq=1)
     assert edge.says("NDEATH", bd_seq(2)) == []
-    assert edge.says("NDEATH", bd_seq(3)) == [Offline("plant/press/belt"), Offline("plant/press")]
+    assert edge.says("NDEATH", bd_seq(3)) == [Offline("plant/press")]
     after = edge.says("NDATA", {"alias": 1, "double_value": 1.0}, seq=2)
     assert points(after) == []
+
+
+def test_the_birth_of_another_life_ends_the_one_before_but_not_one_more_of_the_same(
+    edge: Edge,
+) -> None:
+    edge.is_born()
+    assert others(edge.is_born()) == [Online("plant/press")]
+    again = edge.says("NBIRTH", bd_seq(4), TEMP, seq=0)
+    assert others(again) == [Offline("plant/press"), Online("plant/press")]
 
 
 def test_quality_is_kept_and_null_is_bad_without_a_value(edge: Edge) -> None:
@@ -290,7 +298,7 @@ def test_what_another_s_library_writes_is_read() -> None:
     [changed] = hear("DDATA", "press")
     assert isinstance(changed, Points)
     assert [(point.metric, point.value) for point in changed.decoded.points] == [("temp", 21.5)]
-    assert hear("NDEATH") == [Offline("plant/edge/press"), Offline("plant/edge")]
+    assert hear("NDEATH") == [Offline("plant/edge")]
 
 
 INT8 = 1
@@ -304,7 +312,8 @@ INT8 = 1
         (4, -1, "long_value", 2**64 - 1),
         (UINT64, 2**40, "long_value", 2**40),
         (DOUBLE, 7, "double_value", 7.0),
-        (9, 0.25, "float_value", 0.25),
+        (FLOAT, 0.25, "float_value", 0.25),
+        (FLOAT, 3.4028234663852886e38, "float_value", 3.4028234663852886e38),
         (BOOLEAN, True, "boolean_value", True),
         (STRING, "run", "string_value", "run"),
     ],
@@ -330,6 +339,11 @@ def test_a_command_writes_a_value_as_its_birth_declares_it(
         (UINT64, True),
         (DOUBLE, "7"),
         (DOUBLE, math.inf),
+        (DOUBLE, math.nan),
+        pytest.param(DOUBLE, 10**400, id="beyond a double"),
+        pytest.param(UINT64, 10**400, id="beyond any integer"),
+        (FLOAT, 1e300),
+        (FLOAT, -3.5e38),
         (BOOLEAN, 1),
         (STRING, 1),
         (DATASET, 1),

@@ -60,6 +60,26 @@ def test_random_faults_come_about_as_often_as_asked_for_and_repeat_with_the_seed
     }  # fmt: skip
 
 
+def seen_in(site: Site, minutes: int) -> set[str]:
+    seen: set[str] = set()
+    for _ in range(minutes):
+        site.step(0, 60.0)
+        seen.update(site.active_faults())
+    return seen
+
+
+def test_random_faults_strike_no_device_that_is_not_there() -> None:
+    seen = seen_in(Site(1, 1, START, random_faults=20), 4 * 60)
+    assert seen
+    assert all(":pump-1" in fault for fault in seen)
+
+
+def test_random_faults_do_not_end() -> None:
+    site = Site(14, 1, START, random_faults=20)
+    site.step(0, 72 * 3_600.0)
+    assert seen_in(site, 60)
+
+
 @pytest.mark.parametrize("devices", [1, 7, 10, 1000])
 def test_protocols_are_shared_out_in_proportion(devices: int) -> None:
     shares = {"mqtt": 7.0, "http": 2.0, "coap": 1.0}

@@ -18,20 +18,5 @@ def upgrade() -> None:
 
         -- A series learns its unit with the first value that has one.
         GRANT UPDATE (unit) ON historian.series TO ingest_rw;
-
-        -- As before, with each series' unit.
-        RESET ROLE;
-        CREATE OR REPLACE FUNCTION ingest.device_of_token(hash bytea)
-          RETURNS TABLE (tenant_id uuid, device_id uuid, tenant int, series jsonb)
-          LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-          SELECT c.tenant_id, c.device_id, t.number,
-            (SELECT coalesce(
-               jsonb_object_agg(s.metric, jsonb_build_array(s.id, s.kind, s.unit)), '{}')
-             FROM historian.series s WHERE s.tenant = t.number AND s.device_id = c.device_id)
-          FROM ingest.credentials c JOIN historian.tenant t ON t.id = c.tenant_id
-          WHERE c.token_hash = hash AND NOT EXISTS (
-            SELECT FROM ingest.tenants x WHERE x.tenant_id = c.tenant_id AND x.status <> 'active')
-        $$;
-        SET LOCAL ROLE iiot_owner;
         """
     )

@@ -32,14 +32,15 @@ def upgrade() -> None:
           acknowledged_at timestamptz,
           completed_at timestamptz,
           due_at timestamptz,
+          claims int NOT NULL DEFAULT 0,
           attempts int NOT NULL DEFAULT 0,
           result jsonb,
           error text,
           PRIMARY KEY (tenant_id, id)
         );
         CREATE INDEX commands_newest ON ingest.commands (tenant_id, device_id, created_at, id);
-        CREATE INDEX commands_to_send ON ingest.commands (tenant_id, device_id, seq)
-          WHERE status IN ('queued', 'sent');
+        CREATE INDEX commands_open ON ingest.commands (tenant_id, device_id, seq)
+          WHERE completed_at IS NULL;
         -- When something must become of an open command: it expires, or its answer is overdue.
         CREATE INDEX commands_due ON ingest.commands (due_at) WHERE due_at IS NOT NULL;
         CREATE INDEX commands_over ON ingest.commands USING brin (completed_at);
@@ -61,8 +62,8 @@ def upgrade() -> None:
     protect("ingest.command_steps", "ingest", privileges="SELECT, INSERT")
     script(
         """
-        GRANT SELECT (tenant_id, id, device_id, status, tried_at, due_at, completed_at), DELETE
-          ON ingest.commands TO ingest_engine;
+        GRANT SELECT (tenant_id, id, device_id, status, tried_at, due_at, expires_at, completed_at,
+          attempts), DELETE ON ingest.commands TO ingest_engine;
 
         -- What is said to a plant, and what it answers, is the tenant's business.
         REVOKE SELECT ON ingest.commands, ingest.command_steps FROM iiot_observer;

@@ -47,7 +47,6 @@ def upgrade() -> None:
         GRANT SELECT (tenant_id, id, is_enabled, version, runner_id, lease_until),
               UPDATE (runner_id, lease_until)
           ON ingest.connectors TO ingest_engine;
-        GRANT SELECT (tenant_id) ON ingest.tenants TO ingest_engine;
 
         -- A device that another broker has let in by its token, and whose messages bear its id.
         CREATE FUNCTION ingest.tenant_of_device(device uuid) RETURNS uuid

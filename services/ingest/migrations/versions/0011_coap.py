@@ -29,6 +29,8 @@ def upgrade() -> None:
           PRIMARY KEY (tenant_id, identity),
           FOREIGN KEY (tenant_id, device_id) REFERENCES ingest.devices ON DELETE CASCADE
         );
+        -- For the devices that are erased.
+        CREATE INDEX oscore_sequences_device ON ingest.oscore_sequences (tenant_id, device_id);
         """
     )
     protect("ingest.policies", "ingest")

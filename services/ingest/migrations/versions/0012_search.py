@@ -1,6 +1,6 @@
-"""Devices are found in any spelling of Unicode, sorted by name in any case, and quickly also by common words."""
+"""What devices are found by: names in any spelling and case, tags, attributes; quickly also by common words."""
 
-from libs.common.db.ddl import script
+from libs.common.db.ddl import lookup_function, protect, script
 
 revision = "0012"
 down_revision = "0011"
@@ -9,9 +9,49 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Expand only: an older release asks the new function as it asked the old one."""
+    """Expand only. The devices that are there are indexed as they are."""
+    _create_index()
+    _create_look_up()
     script(
         """
+        -- As the migrations' own login, which no policy binds.
+        RESET ROLE;
+        SELECT ingest.index_devices(array_agg(tenant_id), array_agg(id)) FROM ingest.devices;
+        SET LOCAL ROLE iiot_owner;
+        """
+    )
+
+
+def _create_index() -> None:
+    script(
+        """
+        -- What a device can be found by, as numbers that differ from tenant to tenant: every one, two
+        -- and three letters of its name and serial number, its tags, type, profile and attributes.
+        CREATE TABLE ingest.device_terms (
+          tenant_id uuid NOT NULL,
+          device_id uuid NOT NULL,
+          search text NOT NULL,
+          terms bigint[] NOT NULL,
+          PRIMARY KEY (tenant_id, device_id),
+          FOREIGN KEY (tenant_id, device_id) REFERENCES ingest.devices ON DELETE CASCADE
+        );
+        -- What is new waits in a list, and enters the index some 200 devices at a time, which costs a
+        -- third. Every search reads the list: it is kept so short that this is a tenth of a ms.
+        CREATE INDEX device_terms_terms ON ingest.device_terms USING gin (terms)
+          WITH (fastupdate = on, gin_pending_list_limit = 256);
+        CREATE INDEX device_terms_by_name ON ingest.device_terms (tenant_id, search, device_id);
+        """
+    )
+    protect("ingest.device_terms", "ingest")
+    script(
+        """
+        REVOKE SELECT ON ingest.device_terms FROM iiot_observer;
+
+        CREATE FUNCTION ingest.term(of_tenant uuid, term text) RETURNS bigint
+          LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog AS $$
+          SELECT hashtextextended(term, hashtextextended(of_tenant::text, 0))
+        $$;
+
         -- A text as it is looked through: in one spelling (what looks alike is alike), in one case.
         -- Not longer than an index takes, whatever characters it has.
         CREATE FUNCTION ingest.searched(written text) RETURNS text
@@ -21,10 +61,9 @@ def upgrade() -> None:
         REVOKE ALL ON FUNCTION ingest.searched(text) FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION ingest.searched(text) TO ingest_rw, iiot_lookup;
 
-        -- As the one before, with the text as it is looked through.
         -- In PL/pgSQL, which keeps its plan; for many at once, since planning costs more than one device.
         -- A plan made while the tables are small, or not yet analysed, must do for large ones.
-        CREATE OR REPLACE FUNCTION ingest.index_devices(tenants uuid[], devices uuid[]) RETURNS void
+        CREATE FUNCTION ingest.index_devices(tenants uuid[], devices uuid[]) RETURNS void
           LANGUAGE plpgsql SET search_path = pg_catalog
           SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
         BEGIN
@@ -51,22 +90,55 @@ def upgrade() -> None:
             DO UPDATE SET search = excluded.search, terms = excluded.terms;
         END $$;
 
-        -- What is new waits in a list, and enters the index some 200 devices at a time, which costs a
-        -- third. Every search reads the list: it is kept so short that this is a tenth of a ms.
-        ALTER INDEX ingest.device_terms_terms SET (fastupdate = on, gin_pending_list_limit = 256);
-        CREATE INDEX device_terms_by_name ON ingest.device_terms (tenant_id, search, device_id);
+        CREATE FUNCTION ingest.on_devices_to_index() RETURNS trigger
+          LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+        BEGIN
+          -- Who brings the attributes next need not pay for the terms twice.
+          IF current_setting('ingest.attributes_follow', true) IS DISTINCT FROM 'on' THEN
+            PERFORM ingest.index_devices(array_agg(tenant_id), array_agg(id)) FROM added;
+          END IF;
+          RETURN NULL;
+        END $$;
+        CREATE FUNCTION ingest.on_device_changed() RETURNS trigger
+          LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+        BEGIN
+          PERFORM ingest.index_devices(ARRAY[NEW.tenant_id], ARRAY[NEW.id]);
+          RETURN NULL;
+        END $$;
+        CREATE FUNCTION ingest.on_attributes_changed() RETURNS trigger
+          LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+        BEGIN
+          PERFORM ingest.index_devices(array_agg(tenant_id), array_agg(device_id))
+            FROM (SELECT DISTINCT tenant_id, device_id FROM changed) k;
+          RETURN NULL;
+        END $$;
+        CREATE TRIGGER to_index AFTER INSERT ON ingest.devices REFERENCING NEW TABLE AS added
+          FOR EACH STATEMENT EXECUTE FUNCTION ingest.on_devices_to_index();
+        CREATE TRIGGER changed AFTER UPDATE OF name, serial, type, tags, profile_id
+          ON ingest.devices FOR EACH ROW EXECUTE FUNCTION ingest.on_device_changed();
+        CREATE TRIGGER added AFTER INSERT ON ingest.device_attributes
+          REFERENCING NEW TABLE AS changed
+          FOR EACH STATEMENT EXECUTE FUNCTION ingest.on_attributes_changed();
+        CREATE TRIGGER changed AFTER UPDATE ON ingest.device_attributes
+          REFERENCING NEW TABLE AS changed
+          FOR EACH STATEMENT EXECUTE FUNCTION ingest.on_attributes_changed();
+        REVOKE ALL ON FUNCTION ingest.term(uuid, text), ingest.index_devices(uuid[], uuid[]),
+          ingest.on_devices_to_index(), ingest.on_device_changed(), ingest.on_attributes_changed()
+          FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION ingest.index_devices(uuid[], uuid[]) TO ingest_rw;
+        GRANT EXECUTE ON FUNCTION ingest.term(uuid, text) TO iiot_lookup;
         """
     )
+
+
+def _create_look_up() -> None:
     script(
         """
-        RESET ROLE;
-        -- Those whose spelling may be another now.
-        SELECT ingest.index_devices(array_agg(tenant_id), array_agg(id)) FROM ingest.devices
-          WHERE octet_length(name || coalesce(serial, '')) > length(name || coalesce(serial, ''));
-
-        -- As the one before, but it sorts by name in any case, and takes no parallel workers: to begin
-        -- with them costs more than most searches.
-        CREATE OR REPLACE FUNCTION ingest.find_devices(of_tenant uuid, wanted jsonb, most int)
+        -- The ids of a page of a tenant's devices. Row-level security lets no index be used for what
+        -- is not proof against leaks (an array that holds another, a text within a text), which is
+        -- why this looks through it, for a tenant that the caller's transaction is bound to.
+        -- It takes no parallel workers: to begin with them costs more than most searches.
+        CREATE FUNCTION ingest.find_devices(of_tenant uuid, wanted jsonb, most int)
           RETURNS SETOF uuid
           LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog
           SET max_parallel_workers_per_gather = 0 AS $$
@@ -163,6 +235,10 @@ def upgrade() -> None:
                 ELSE wanted ->> 'after_key' END,
               (wanted ->> 'after_id')::uuid, most, few;
         END $$;
-        SET LOCAL ROLE iiot_owner;
         """
+    )
+    lookup_function(
+        "ingest.find_devices(uuid, jsonb, integer)",
+        reads="ingest.device_terms, ingest.contacts, ingest.device_groups",
+        granted_to="ingest_rw",
     )

@@ -20,6 +20,9 @@ OPEN_S = 93.0
 MOST_OF_ONE = 4
 """Messages that one device sends in blocks at a time."""
 
+MOST_OPEN = 256
+"""Messages that all devices do."""
+
 
 class Incomplete(Exception):
     """A block came without those before it."""

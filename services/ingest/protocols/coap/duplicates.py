@@ -20,6 +20,8 @@ class Peer(NamedTuple):
 Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | Peer"
 
 EXCHANGE_LIFETIME_S = 247.0
+MOST_ANSWER_BYTES = 32 * 1024 * 1024
+"""Of the answers that are kept, where these are not all alike."""
 GENERATIONS = 4
 """The oldest is forgotten as a whole. So a message is known for the lifetime, and a third more."""
 

@@ -11,9 +11,10 @@ import contextlib
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 from uuid import UUID
 
 import structlog
@@ -24,7 +25,7 @@ from libs.common.addresses import origin_of
 from libs.common.errors import AppError, TooLarge, Unauthenticated, Unavailable
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.device import Source
-from services.ingest.domain.payload import EPOCH, Decoded, Point, Window, as_us
+from services.ingest.domain.payload import EPOCH, Decoded, as_us
 from services.ingest.domain.policy import DevicePolicy
 from services.ingest.domain.protocol import PayloadFormat, Protocol
 from services.ingest.domain.quota import Quota, Rate
@@ -33,7 +34,6 @@ from services.ingest.protocols.coap.datagram import (
     CHANGED,
     CON,
     HEADER,
-    LARGEST_BLOCK,
     LONGEST_TOKEN,
     MARKER,
     POST,
@@ -48,14 +48,21 @@ from services.ingest.protocols.coap.datagram import (
     unconfirmed,
     unknown_critical_options,
 )
-from services.ingest.protocols.coap.duplicates import Address, Duplicates, Peer, key_of
-from services.ingest.protocols.coap.engine import Engine, Remote, is_acknowledgement
+from services.ingest.protocols.coap.duplicates import (
+    MOST_ANSWER_BYTES,
+    Address,
+    Duplicates,
+    Peer,
+    key_of,
+)
+from services.ingest.protocols.coap.engine import Engine, Remote, is_acknowledgement, is_made_once
 from services.ingest.protocols.coap.guests import Guest, Route, changed
 from services.ingest.protocols.coap.journal import Journal, Sent, recent, sent
 from services.ingest.protocols.coap.limits import CoapLimits
 from services.ingest.protocols.coap.reading import reader_for
 from services.ingest.protocols.coap.secured import Challenge, Secured, Unopened, whom_to_charge
 from services.ingest.protocols.coap.site import Site, stranger
+from services.ingest.protocols.native import already
 from services.ingest.usecases.inlet import Inlet
 from services.ingest.usecases.policies import Policies
 from services.ingest.usecases.reception import Reception
@@ -89,21 +96,28 @@ PLAIN_REFUSED = (
 )
 
 
-class _Waiting(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Waiting:
     """A message that was taken, whose answer waits until it is durable."""
 
     route: Route
     head: bytes
     address: Address
+    size: int
+    """Of its payload, in bytes."""
     deadline: float
-    points: list[Point]
-    tail: bytes
+    taken: Decoded
+    """As it was read; then as the inlet took it."""
+
+    def note(self, taken: Decoded) -> None:
+        """Note what became of it."""
+        self.taken = taken
 
 
 class _Proved(Remote):
     """A device that proved itself, and where it is, before it said anything."""
 
-    largest_block = LARGEST_BLOCK
+    is_proved = True
 
 
 class Endpoint(asyncio.DatagramProtocol):
@@ -154,9 +168,7 @@ class Endpoint(asyncio.DatagramProtocol):
         """Open the port and return its number (for port 0, one that is free)."""
         loop = asyncio.get_running_loop()
         self._loop = loop
-        self._duplicates = Duplicates(
-            self.limits.remembered, self.limits.remembered_bytes, loop.time()
-        )
+        self._duplicates = Duplicates(self.limits.remembered, MOST_ANSWER_BYTES, loop.time())
         self._began = self._swept_at = loop.time()
         if self._journal is not None:
             self._first_received = recent(self._journal, as_us(self._clock.now()))
@@ -246,40 +258,42 @@ class Endpoint(asyncio.DatagramProtocol):
             reception.quotas.check(guest.source)
             if len(payload) > self.limits.message_bytes:
                 raise self.too_large()
-            decoded = route.read(payload, received_at, reception.window)
+            written, read = reader_for(guest.source, route.content_format, payload)
+            decoded = read(payload, received_at, reception.window)
             reception.quotas.spend(guest.source, len(decoded.points))
         except AppError as error:
             self._refuse(head, address, error)
             return
         now = self._loop.time()
-        tail = tail_of(changed(decoded.refused)) if decoded.refused else CHANGED
-        self._waiting[key] = _Waiting(
-            route, head, address, now + self.limits.answer_within_s, decoded.points, tail
+        waiting = self._waiting[key] = _Waiting(
+            route, head, address, len(payload), now + self.limits.answer_within_s, decoded
         )
         guest.in_hand += 1
         guest.in_hand_bytes += len(payload)
         guest.heard_at = now
         if self._journal is not None:
             self._journal.note(address, data, decoded.received_at)
-        reception.met(guest.source, Protocol.COAP, route.written)
+        reception.met(guest.source, Protocol.COAP, written)
         guest.inlet.take(
             Channel.TELEMETRY,
             payload,
             received_at,
-            partial(self._durable, key, guest, len(payload)),
-            partial(_as_read, decoded),
+            partial(self._durable, key, waiting),
+            already(decoded),
+            waiting.note,
         )
 
-    def _durable(self, key: int, guest: Guest, size: int) -> None:
+    def _durable(self, key: int, waiting: _Waiting) -> None:
         """A message is safe: say so, unless the device was told to send it again."""
+        route, head, taken = waiting.route, waiting.head, waiting.taken
+        guest = route.guest
         guest.in_hand -= 1
-        guest.in_hand_bytes -= size
-        waiting = self._waiting.pop(key, None)
-        if waiting is None:
+        guest.in_hand_bytes -= waiting.size
+        guest.note_latest(taken.points)
+        if self._waiting.pop(key, None) is None:
             return
-        guest.note_latest(waiting.points)
-        head, tail = waiting.head, waiting.tail
-        if waiting.route.wants_no_answer:
+        tail = tail_of(changed(taken.refused)) if taken.refused else CHANGED
+        if route.wants_no_answer:
             tail = b""
         self._duplicates.remember(key, tail, is_shared=tail is CHANGED or not tail)
         if tail or not head[0] & 0x10:
@@ -424,16 +438,18 @@ class Endpoint(asyncio.DatagramProtocol):
     def _introduce(self, message: Message, guest: Guest, data: bytes, address: Address) -> None:
         """Learn what datagrams with these options are, and take the first."""
         head = head_of(data)
+        number, no_response = message.opt.content_format, message.opt.no_response or 0
+        route = Route(
+            guest, None if number is None else int(number), bool(no_response & SUPPRESS_SUCCESS)
+        )
         try:
-            written, read = reader_for(guest.source, message.opt.content_format, message.payload)
+            _, read = reader_for(guest.source, route.content_format, message.payload)
             self.reception.quotas.check(guest.source)
             # If it cannot be read, it may not be what it looks like: nothing is learnt from it.
             read(message.payload, self._clock.now(), self.reception.window)
         except AppError as error:
             self._refuse(head, address, error)
             return
-        no_response = message.opt.no_response or 0
-        route = Route(guest, read, written, bool(no_response & SUPPRESS_SUCCESS))
         options = data[len(head) : len(data) - len(message.payload) - 1]
         if MARKER not in options and len(options) <= LONGEST_OPTIONS:
             self._learn(options, route)
@@ -457,7 +473,8 @@ class Endpoint(asyncio.DatagramProtocol):
         """Keep the answer to a request that must not be done again when it comes again."""
         if self._under_way.pop(request.key, None) is None:
             return
-        if request.code is Code.GET or not answer.code.is_successful():
+        is_done = request.code is not Code.GET and answer.code.is_successful()
+        if not (is_done or is_made_once(answer)):
             return  # done again it does no harm
         tail = tail_of(answer) if answer.mtype == ACK else b""
         self._duplicates.remember(request.key, tail)
@@ -629,8 +646,3 @@ async def open_port(host: str, port: int, protocol: asyncio.DatagramProtocol) ->
 
 def _lose(data: bytes, peer: Peer) -> None:
     """Send nothing: nobody listens for DTLS here."""
-
-
-def _as_read(decoded: Decoded, payload: bytes, received_at: datetime, window: Window) -> Decoded:
-    """Return what was read from the payload already."""
-    return decoded

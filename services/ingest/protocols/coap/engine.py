@@ -16,7 +16,7 @@ from aiocoap.numbers import TransportTuning
 from aiocoap.protocol import Context
 from aiocoap.tokenmanager import TokenManager
 
-from services.ingest.protocols.coap.datagram import ACK, CON, RST, largest_block
+from services.ingest.protocols.coap.datagram import ACK, CON, LARGEST_BLOCK, RST, largest_block
 from services.ingest.protocols.coap.duplicates import Address
 
 logging.getLogger("coap-engine").setLevel(logging.ERROR)
@@ -51,6 +51,9 @@ class Remote(EndpointAddress):
     hostinfo_local = ""
     uri_base_local = "coap://"
 
+    is_proved = False
+    """Whether it is known that the device is there: else its address may be forged."""
+
     def __init__(self, address: Address, asked: int) -> None:
         self.address = address
         self.asked = asked
@@ -60,8 +63,8 @@ class Remote(EndpointAddress):
 
     @property
     def largest_block(self) -> int:
-        """The size exponent of the blocks that it is answered in: its address may be forged."""
-        return largest_block(self.asked)
+        """The size exponent of the blocks that it is answered in."""
+        return LARGEST_BLOCK if self.is_proved else largest_block(self.asked)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Remote) and other.address == self.address
@@ -234,3 +237,14 @@ def with_receipt(message: Message) -> "asyncio.Future[None]":
     receipt.add_done_callback(lambda done: done.cancelled() or done.exception())
     message.receipt = receipt
     return receipt
+
+
+def made_once(answer: Message) -> Message:
+    """Mark an answer that was made by doing something: it cannot be made again."""
+    answer.is_made_once = True
+    return answer
+
+
+def is_made_once(answer: Message) -> bool:
+    """Whether an answer is marked so."""
+    return getattr(answer, "is_made_once", False)

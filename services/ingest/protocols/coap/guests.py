@@ -10,8 +10,7 @@ from aiocoap import Message
 from aiocoap.numbers import Code
 
 from services.ingest.domain.device import Source
-from services.ingest.domain.payload import Point, Read, Refusal
-from services.ingest.domain.protocol import PayloadFormat
+from services.ingest.domain.payload import Point, Refusal
 from services.ingest.usecases.inlet import Inlet
 
 MOST_LATEST = 200
@@ -63,12 +62,11 @@ class Guest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """What datagrams with the same options are: a device's telemetry, in one format."""
+    """What datagrams with the same options are: a device's telemetry."""
 
     guest: Guest
-    read: Read
-    written: PayloadFormat | None
-    """None: each message is looked at."""
+    content_format: int | None
+    """None: they do not say it, and each is looked at."""
     wants_no_answer: bool
 
 

@@ -2,7 +2,7 @@
 
 from libs.common.errors import UnsupportedMedia
 from services.ingest.domain.device import Source
-from services.ingest.domain.formats import FORMATS, sniff
+from services.ingest.domain.formats import recognise
 from services.ingest.domain.payload import Read
 from services.ingest.domain.protocol import PayloadFormat
 from services.ingest.protocols.coap.datagram import FORMATS as NUMBERS
@@ -14,15 +14,10 @@ def reader_for(source: Source, number: int | None, payload: bytes) -> tuple[Payl
     Its Content-Format says it; without one the device's profile does; without that the payload is
     looked at. Raises UnsupportedMedia.
     """
+    named = None
     if number is not None:
-        written = NUMBERS.get(int(number))
-        if written is None:
+        named = NUMBERS.get(int(number))
+        if named is None:
             known = ", ".join(str(known) for known in NUMBERS)
             raise UnsupportedMedia(f"Content-Format {int(number)}: taken are {known}")
-    else:
-        declared = source.profile.payload_format if source.profile is not None else None
-        written = declared or sniff(payload)
-    read = FORMATS.get(written)
-    if read is None:
-        raise UnsupportedMedia(f"{written} is not taken by CoAP")
-    return written, read
+    return recognise(payload, named, source.profile)

@@ -19,11 +19,10 @@ from aiocoap.numbers import Code
 
 from libs.common.addresses import origin_of
 from libs.common.db.transactions import Transactions
-from libs.common.errors import AppError, Unauthenticated
+from libs.common.errors import AppError, Unauthenticated, Unavailable
 from libs.common.sealing import Unsealable
 from services.ingest.domain.credential import CredentialKind, hash_identity
 from services.ingest.domain.device import Source
-from services.ingest.protocols.coap.datagram import LARGEST_BLOCK
 from services.ingest.protocols.coap.duplicates import Address
 from services.ingest.protocols.coap.engine import Remote
 from services.ingest.protocols.coap.guests import Guest
@@ -71,6 +70,7 @@ class DeviceContext(oscore.CanProtect, oscore.CanUnprotect, oscore.SecurityConte
         """Return a number that nobody had before. Raises ContextUnavailable if none is reserved."""
         if self.sender_sequence_number >= self._end:
             if self._next is None:
+                self.on_low()
                 raise oscore.ContextUnavailable("no sequence number is reserved")
             (self.sender_sequence_number, self._end), self._next = self._next, None
         number: int = super().new_sequence_number()
@@ -85,7 +85,7 @@ class DeviceContext(oscore.CanProtect, oscore.CanUnprotect, oscore.SecurityConte
 class SecuredRemote(Remote):
     """A device that proved itself by OSCORE, and where it is."""
 
-    largest_block = LARGEST_BLOCK
+    is_proved = True
 
     def __init__(self, address: Address, asked: int, guest: Guest, context: DeviceContext) -> None:
         super().__init__(address, asked)
@@ -158,10 +158,16 @@ class Secured:
         if source.is_revoked:
             return
         if len(self._contexts) >= self._most:
-            oldest = next(iter(self._contexts))
-            self._of_device[self._contexts.pop(oldest).source.device_id].discard(oldest)
+            self._let_go(next(iter(self._contexts)))
         self._contexts[kid] = context
         self._of_device.setdefault(source.device_id, set()).add(kid)
+
+    def _let_go(self, kid: bytes) -> None:
+        device_id = self._contexts.pop(kid).source.device_id
+        own = self._of_device[device_id]
+        own.discard(kid)
+        if not own:
+            del self._of_device[device_id]
 
     async def _reserve(self, context: DeviceContext) -> None:
         source = context.source
@@ -259,13 +265,23 @@ class Protecting:
         self.request = opened.request
 
     def add_response(self, message: Message, is_last: bool = False) -> None:
-        """Protect an answer and send it."""
+        """Protect an answer and send it.
+
+        Raises Unavailable if it needs a sequence number and none is reserved now; of the last
+        answer the device hears only that, without protection.
+        """
         number, unwanted = message.opt.observe, message.opt.no_response
         message.opt.no_response = None
         if number is not None:
             # Inside it says only that this is a notification; the number is seen from outside.
             message.opt.observe = 0
-        protected, _ = self._opened.context.protect(message, self._opened.request_id)
+        try:
+            protected, _ = self._opened.context.protect(message, self._opened.request_id)
+        except oscore.ContextUnavailable as error:
+            if not is_last:
+                raise Unavailable(str(error), retry_after_s=2) from error
+            self._pipe.add_response(Message(code=Code.SERVICE_UNAVAILABLE, max_age=2), is_last=True)
+            return
         protected.opt.observe = number
         protected.opt.no_response = unwanted
         receipt = getattr(message, "receipt", None)

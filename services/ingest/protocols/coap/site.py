@@ -30,7 +30,7 @@ from libs.common.errors import (
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.command import Delivered, Outgoing, to_json
 from services.ingest.domain.protocol import PayloadFormat
-from services.ingest.protocols.coap.blocks import Assemblies, Incomplete, block_of
+from services.ingest.protocols.coap.blocks import MOST_OPEN, Assemblies, Incomplete, block_of
 from services.ingest.protocols.coap.datagram import (
     FORMATS,
     LARGEST_BLOCK,
@@ -40,12 +40,12 @@ from services.ingest.protocols.coap.datagram import (
     refusal,
     unknown_critical_options,
 )
-from services.ingest.protocols.coap.engine import Unreceived, with_receipt
+from services.ingest.protocols.coap.engine import Unreceived, made_once, with_receipt
 from services.ingest.protocols.coap.guests import JSON, Guest, changed, latest_values
 from services.ingest.protocols.coap.limits import CoapLimits
 from services.ingest.protocols.coap.links import links
 from services.ingest.protocols.coap.reading import reader_for
-from services.ingest.protocols.coap.secured import Opened, Protecting, Secured, SecuredRemote
+from services.ingest.protocols.coap.secured import Opened, Protecting, Secured
 from services.ingest.usecases.reception import Reception
 from services.ingest.usecases.telemetry import accept
 
@@ -96,7 +96,7 @@ class Observation:
         self.is_over = False
 
     def notify(self, message: Message) -> None:
-        """Send a notification. Raises Unavailable if the observation is over."""
+        """Send a notification. Raises Unavailable if the observation is over, or as `Protecting`."""
         if self.is_over:
             raise Unavailable("the device does not observe any more")
         self._pipe.add_response(message, is_last=False)
@@ -115,7 +115,7 @@ class Site(Resource):
         super().__init__()
         self._host = host
         self._secured = secured
-        self._assemblies = Assemblies(host.limits.assemblies, host.limits.message_bytes)
+        self._assemblies = Assemblies(MOST_OPEN, host.limits.message_bytes)
         self._observed: dict[UUID, dict[Observation, None]] = {}
         """By device, the oldest first."""
         self._observers = 0
@@ -287,10 +287,16 @@ class Site(Resource):
                 message = _in_blocks(request, latest_values(guest))
                 message.opt.observe = self._next_number()
                 receipt = None if request.mtype == NON else with_receipt(message)
-                observation.notify(message)
+                try:
+                    observation.notify(message)
+                except Unavailable:
+                    if observation.is_over:
+                        return None
+                    news.set()  # it cannot be protected now; in a second, perhaps
+                    continue
                 if receipt is not None:
                     await receipt
-        except (Unreceived, Unavailable):
+        except Unreceived:
             return None
         finally:
             guest.watchers.discard(news)
@@ -342,10 +348,10 @@ class Site(Resource):
 
         if self._observed.get(guest.source.device_id):
             return Message(code=Code.CONTENT)  # it gets its commands as notifications
-        downlinks.attach(guest.source, send)
+        downlinks.attach(guest.source, send, 1)
         try:
             async with asyncio.timeout(POLL_S):
-                return _command(guest, await next_one, request)
+                return made_once(_command(guest, await next_one, request))
         except TimeoutError:
             return Message(code=Code.CONTENT)
         finally:
@@ -415,8 +421,8 @@ def _discover(request: Message) -> Message:
     answer = Message(
         code=Code.CONTENT, content_format=40, payload=links(request.opt.uri_query).encode()
     )
-    is_proven = isinstance(request.remote, SecuredRemote)
-    return block_of(answer, request.opt.block2, LARGEST_BLOCK if is_proven else STRANGERS_BLOCK)
+    largest = LARGEST_BLOCK if request.remote.is_proved else STRANGERS_BLOCK
+    return block_of(answer, request.opt.block2, largest)
 
 
 def _command(guest: Guest, outgoing: Outgoing, request: Message) -> Message:

@@ -10,20 +10,25 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from libs.common.errors import AppError, Invalid, Unavailable
 from libs.common.historian.point import Kind, Quality
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.command import Delivered, Outgoing
-from services.ingest.domain.connector import State
 from services.ingest.domain.device import Source
-from services.ingest.domain.payload import LONGEST_METRIC, NO_VALUE, Decoded, Point, as_us
+from services.ingest.domain.payload import NO_VALUE, Decoded, Point, as_us
 from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.protocols.connectors import (
+    ConnectorSettings,
+    MetricSettings,
+    each_metric_once,
+    until_devices_change,
+)
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.modbus.registers import (
     Block,
     Register,
@@ -42,7 +47,6 @@ from services.ingest.usecases.inlet import Inlet, nothing
 from services.ingest.usecases.reception import Reception
 
 MOST_REGISTERS = 5_000
-SHOWN_PROBLEMS = 4
 FAILURES = 3
 """Rounds in which nothing at all was answered, after which the connection is given up."""
 MOST_HEARD_BYTES = 4_096
@@ -65,16 +69,9 @@ EXCEPTIONS = {
 _LOST = "the connection was lost"
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RegisterSettings(_Settings):
+class RegisterSettings(MetricSettings):
     """A value of the device's, and the metric that it is."""
 
-    device: Annotated[str, Field(min_length=1, max_length=256)]
-    """Its id, or its name."""
-    metric: Annotated[str, Field(min_length=1, max_length=LONGEST_METRIC)]
     kind: Table = Table.HOLDING
     address: Annotated[int, Field(ge=0, le=65_535)]
     """From 0, as it goes over the wire: 40001 of a manual is holding register 0."""
@@ -120,7 +117,7 @@ class RegisterSettings(_Settings):
         )
 
 
-class ModbusSettings(_Settings):
+class ModbusSettings(ConnectorSettings):
     """Which device, how often it is asked, and what for."""
 
     host: Annotated[str, Field(min_length=1, max_length=253)]
@@ -129,17 +126,11 @@ class ModbusSettings(_Settings):
     """Which of the devices behind a gateway; 1 or 255 for one that stands alone."""
     poll_ms: Annotated[int, Field(ge=100, le=86_400_000)] = 1_000
     timeout_ms: Annotated[int, Field(ge=100, le=60_000)] = 3_000
-    registers: Annotated[list[RegisterSettings], Field(min_length=1, max_length=MOST_REGISTERS)]
-
-    @model_validator(mode="after")
-    def _names_no_metric_twice(self) -> "ModbusSettings":
-        seen = set()
-        for register in self.registers:
-            key = (register.device, register.metric)
-            if key in seen:
-                raise ValueError(f"the metric {key[1]!r} of {key[0]!r} is named twice")
-            seen.add(key)
-        return self
+    registers: Annotated[
+        list[RegisterSettings],
+        Field(min_length=1, max_length=MOST_REGISTERS),
+        AfterValidator(each_metric_once),
+    ]
 
 
 def modbus_kind() -> ConnectorKind:
@@ -159,6 +150,12 @@ class _Device:
     values: list[tuple[RegisterSettings, Register]] = field(default_factory=list)
 
 
+class _Asked(NamedTuple):
+    block: Block
+    values: list[tuple[_Device, RegisterSettings, Register]]
+    """What is in it."""
+
+
 class Poller:
     """Asks one device in turn, from one connection to its end."""
 
@@ -166,10 +163,9 @@ class Poller:
         self._connector = connector
         self._settings: ModbusSettings = connector.settings
         self._reception = reception
-        self._report = report
+        self._health = Health(report)
         self._devices: dict[str, _Device] = {}
-        self._unknown: list[str] = []
-        self._revoked: asyncio.Future[str] | None = None
+        self._unknown: set[str] = set()
         self._turn = asyncio.Lock()
         """Requests go one at a time: many devices mix answers up."""
         self._heard = 0
@@ -182,7 +178,7 @@ class Poller:
         from pymodbus.client import AsyncModbusTcpClient
 
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
-        settings, sources = self._settings, self._reception.sources
+        settings = self._settings
         address = await self._connector.reach.address_of(settings.host, settings.port)
         client = AsyncModbusTcpClient(
             address,
@@ -192,18 +188,21 @@ class Poller:
             reconnect_delay=0,
         )
         self._bound(client)
-        self._revoked = asyncio.get_running_loop().create_future()
-        sources.on_revoked.append(self._cut)
         try:
             if not await client.connect():
                 raise Unavailable("it does not answer")
-            await self._find_devices(client)
-            await self._poll(client)
+            await until_devices_change(
+                self._connector,
+                self._reception.sources,
+                self._poll(client),
+                self._devices,
+                self._unknown,
+            )
         finally:
-            sources.on_revoked.remove(self._cut)
             for device in self._devices.values():
                 self._reception.downlinks.detach(device.source, device.send)
-                self._reception.presence.went(device.source, "the connector is not connected")
+                reason = "the connector is not connected"
+                self._reception.presence.went(device.source, device, reason)
                 device.inlet.close()
             client.close()
 
@@ -229,7 +228,8 @@ class Poller:
                     continue
                 source = await self._connector.devices.source(settings.device)
                 if source is None:
-                    self._unknown.append(settings.device)
+                    self._unknown.add(settings.device)
+                    self._health.note(settings.device, "there is no such device")
                     continue
                 device = _Device(source, Inlet(self._reception, source), nothing)  # type: ignore[arg-type]  # set in the next line
                 device.send = self._sender(client, device)
@@ -240,49 +240,58 @@ class Poller:
         """Something answers: its devices are there, and may be sent commands."""
         for device in self._devices.values():
             name = self._connector.name
-            self._reception.presence.came(device.source, f"connected by the connector {name!r}")
+            reason = f"connected by the connector {name!r}"
+            self._reception.presence.came(device.source, device, reason)
             if any(settings.is_writable for settings, _ in device.values):
                 self._reception.downlinks.attach(device.source, device.send)
 
+    def _asked(self) -> list[_Asked]:
+        """Return the requests of a round, each with what is in it."""
+        wanted: dict[Register, list[tuple[_Device, RegisterSettings, Register]]] = {}
+        for device in self._devices.values():
+            for settings, register in device.values:
+                wanted.setdefault(register, []).append((device, settings, register))
+        return [
+            _Asked(block, [value for register in block.registers for value in wanted[register]])
+            for block in blocks(wanted)
+        ]
+
     async def _poll(self, client: Any) -> None:
-        registers = [value[1] for device in self._devices.values() for value in device.values]
-        asked = blocks(registers)
+        await self._find_devices(client)
+        asked = self._asked()
         loop, period_s = asyncio.get_running_loop(), self._settings.poll_ms / 1_000
         due, failures, is_there = loop.time(), 0, False
         while True:
             self._is_answered = not asked
-            faults = await self._read_all(client, asked)
+            fault = await self._read_all(client, asked)
             failures = 0 if self._is_answered else failures + 1
             if self._is_answered and not is_there:
                 is_there = True
                 self._welcome_devices()
-            if is_there:
-                self._say(faults)
+                self._health.connected()
             if not client.connected or failures >= FAILURES:
-                raise Unavailable(next(iter(faults.values()), _LOST))
+                raise Unavailable(fault or _LOST)
             # A device that is slower than its round is asked at its own pace, not in a heap.
             due = max(due + period_s, loop.time())
-            await self._sleep_until(due)
+            await asyncio.sleep(due - loop.time())
 
-    async def _read_all(self, client: Any, asked: Sequence[Block]) -> dict[Block, str]:
-        """Read each block, hand on what it holds, return why which could not be read."""
-        faults: dict[Block, str] = {}
+    async def _read_all(self, client: Any, asked: Sequence[_Asked]) -> str | None:
+        """Read each block, hand on what it holds; return why the first that could not be read was not."""
+        first: str | None = None
         taken: dict[_Device, Decoded] = {}
-        for block in asked:
+        for block, values in asked:
             words, fault = await self._read(client, block)
-            if fault is not None:
-                faults[block] = fault
+            if fault is None:
+                self._health.forget(str(block))
+            else:
+                self._health.note(str(block), fault)
+                first = first or fault
             now = as_us(self._reception.clock.now())
-            for device in self._devices.values():
-                for settings, register in device.values:
-                    if register.table is block.table and (
-                        block.address <= register.address
-                        and register.end <= block.address + block.count
-                    ):
-                        decoded = taken.setdefault(device, Decoded(now))
-                        _add(decoded, device.source, settings, register, block, words, now)
+            for device, settings, register in values:
+                decoded = taken.setdefault(device, Decoded(now))
+                _add(decoded, settings, register, block, words, now)
         await self._bring(taken, self._reception.clock.now())
-        return faults
+        return first
 
     async def _read(self, client: Any, block: Block) -> tuple[list[int] | None, str | None]:
         ask = {
@@ -370,40 +379,9 @@ class Poller:
         else:
             await self._ask(client, client.write_registers, 16, register.address, words)
 
-    # --- telling
-
-    def _say(self, faults: dict[Block, str]) -> None:
-        problems = [f"{name}: there is no such device" for name in self._unknown]
-        problems += [
-            f"{block.table} {block.address} to {block.address + block.count - 1}: {fault}"
-            for block, fault in faults.items()
-        ]
-        if not problems:
-            self._report(State.CONNECTED, "")
-            return
-        more = len(problems) - SHOWN_PROBLEMS
-        words = "; ".join(problems[:SHOWN_PROBLEMS])
-        self._report(State.DEGRADED, f"{words}; and {more} more" if more > 0 else words)
-
-    def _cut(self, device_id: UUID, reason: str) -> None:
-        if self._revoked is None or self._revoked.done():
-            return
-        if any(device.source.device_id == device_id for device in self._devices.values()):
-            self._revoked.set_result(reason)
-
-    async def _sleep_until(self, due: float) -> None:
-        """Wait for the next round. Raises Unavailable when a device was cut off."""
-        assert self._revoked is not None
-        wait_s = max(0.0, due - asyncio.get_running_loop().time())
-        await asyncio.wait([self._revoked], timeout=wait_s)
-        if self._revoked.done():
-            # All begins anew: the device is looked up, and with it what it may.
-            raise Unavailable(f"a device was cut off: {self._revoked.result()}")
-
 
 def _add(
     decoded: Decoded,
-    source: Source,
     settings: RegisterSettings,
     register: Register,
     block: Block,

@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -101,26 +101,35 @@ class Block:
     table: Table
     address: int
     count: int
+    registers: tuple[Register, ...]
+    """Those that are read by it; no other reads them."""
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.address} to {self.address + self.count - 1}"
 
 
-def blocks(registers: Sequence[Register], widest_gap: int = WIDEST_GAP) -> list[Block]:
+def blocks(registers: Iterable[Register]) -> list[Block]:
     """Return few requests that cover all registers; none cuts a value in two."""
+    by_address = sorted(registers, key=lambda register: register.address)
     found: list[Block] = []
     for table in Table:
         most = MOST_BITS if table.is_bits else MOST_REGISTERS
-        start = end = -1
-        for register in sorted(
-            (each for each in registers if each.table is table), key=lambda each: each.address
-        ):
-            fits = register.address <= end + widest_gap and max(end, register.end) - start <= most
-            if start >= 0 and fits:
-                end = max(end, register.end)
+        start = end = 0
+        covered: list[Register] = []
+        for register in by_address:
+            if register.table is not table:
                 continue
-            if start >= 0:
-                found.append(Block(table, start, end - start))
-            start, end = register.address, register.end
-        if start >= 0:
-            found.append(Block(table, start, end - start))
+            if covered and (
+                register.address > end + WIDEST_GAP or max(end, register.end) - start > most
+            ):
+                found.append(Block(table, start, end - start, tuple(covered)))
+                covered = []
+            if not covered:
+                start = end = register.address
+            end = max(end, register.end)
+            covered.append(register)
+        if covered:
+            found.append(Block(table, start, end - start, tuple(covered)))
     return found
 
 

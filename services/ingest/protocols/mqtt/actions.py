@@ -12,7 +12,7 @@ from services.ingest.protocols.mqtt.topics import Aside
 
 
 class Cause(StrEnum):
-    """Why a connection ends, in few words, for metrics."""
+    """Why a connection ends, in few words."""
 
     DISCONNECTED = "disconnected"
     """The device said DISCONNECT."""
@@ -57,18 +57,16 @@ class Deliver(Struct, frozen=True, gc=False):
     """Take a message. If `qos` is not 0, `acknowledge` its `packet_id` when it is safe.
 
     `received_at` of a redelivery is when the message came for the first time, where that is known.
-    A will is to be taken once `delay_s` are over, unless the device is back by then.
+    A will has a `delay_s`: it is to be taken once that is over, unless the device is back by then.
     """
 
     channel: Channel
     payload: bytes
     packet_id: int
     qos: int
-    dup: bool
     received_at: datetime
-    is_will: bool = False
     properties: Properties | None = None
-    delay_s: int = 0
+    delay_s: int | None = None
 
 
 class SaidAside(Struct, frozen=True, gc=False):
@@ -80,7 +78,6 @@ class SaidAside(Struct, frozen=True, gc=False):
     packet_id: int
     qos: int
     received_at: datetime
-    is_will: bool = False
 
 
 class Subscribed(Struct, frozen=True, gc=False):

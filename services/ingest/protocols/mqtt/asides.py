@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ import structlog
 
 from libs.common.bus.outcome import is_transient
 from libs.common.db.transactions import Transactions
-from libs.common.errors import AppError, Invalid, Unavailable
+from libs.common.errors import AppError, Invalid
 from services.ingest.domain.attribute import Scope
 from services.ingest.domain.command import Delivered, Outgoing
 from services.ingest.domain.device import Source
-from services.ingest.domain.gateway import NotAGateway
+from services.ingest.domain.gateway import NotAGateway, NotBehind
 from services.ingest.domain.payload import as_us, parse_json
 from services.ingest.protocols.mqtt.actions import SaidAside
 from services.ingest.protocols.mqtt.packets import ReasonCode
@@ -114,9 +114,12 @@ class Asides:
         self._behind = Behind(
             own.source, desk.reception.sources, desk.transactions, desk.devices_per_tenant
         )
-        self._inlets: dict[str, Inlet] = {}
-        """Of the devices behind it, by what it calls them."""
-        self._refused: OrderedDict[str, tuple[AppError, float]] = OrderedDict()
+        self._inlets: dict[UUID, Inlet] = {}
+        """Of the devices behind it, one each, so that their messages keep their order."""
+        self._called: dict[str, Inlet] = {}
+        """The same by what it calls them, as far as that was looked up."""
+        self._waiting_inlets = 0
+        self._refused: OrderedDict[str, tuple[NotBehind, float]] = OrderedDict()
         self._parties: dict[Aside, Party] = {}
         self._waiting: deque[tuple[SaidAside, Done]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -124,6 +127,9 @@ class Asides:
         self._unsettled_bytes = 0
         self._over: str | None = None
         """Why the connection is over, when it is."""
+        self._changes = 0
+        """How often it was changed what the device may do for others."""
+        self._changes_seen = 0
 
     @property
     def source(self) -> Source:
@@ -136,7 +142,7 @@ class Asides:
         return (
             self._unsettled >= MOST_UNSETTLED
             or self._unsettled_bytes >= MOST_UNSETTLED_BYTES
-            or any(inlet.is_waiting for inlet in self._inlets.values())
+            or self._waiting_inlets > 0
         )
 
     def take(self, said: SaidAside, done: Done) -> None:
@@ -155,10 +161,8 @@ class Asides:
             if was_waiting:
                 self.line.settle_reading()
 
-        self.desk.reception.received_messages += 1
         self._waiting.append((said, settled))
-        if self._worker is None:
-            self._worker = self.desk.reception.spawn(self._work_off())
+        self._work()
 
     def close(self, reason: str) -> None:
         """Say that the connection is over. What it had brought by then is still taken."""
@@ -171,46 +175,66 @@ class Asides:
     def forget(self, device_id: UUID) -> None:
         """Forget a device behind it that may not go on."""
         self.desk.behind.pop(device_id, None)
-        for name, inlet in list(self._inlets.items()):
-            if inlet.source.device_id == device_id:
-                inlet.close()
-                del self._inlets[name]
+        inlet = self._inlets.pop(device_id, None)
+        if inlet is not None:
+            inlet.close()
+            self._called = {name: at for name, at in self._called.items() if at is not inlet}
 
     def look_again(self) -> None:
-        """Ask anew what the device may do for others: that has changed."""
-        if self._over is None and self._parties:
-            self._leave("its gateway was changed")
-            self.desk.reception.spawn(self._check())
+        """Ask anew what the device may do for others, once what it said last is taken: that has changed."""
+        self._changes += 1
+        if self._parties:
+            self._work()
 
     async def inlet_of(self, name: str, registered_as: str, at: datetime) -> Inlet:
         """Return where a device behind it comes in. Raises NotBehind, NotAGateway, Unavailable."""
-        inlet = self._inlets.get(name)
+        inlet = self._called.get(name)
         if inlet is not None:
             return inlet
         now = asyncio.get_running_loop().time()
         refused, until = self._refused.get(name, (None, 0.0))
         if refused is not None and now < until:
             raise refused
-        try:
-            source = await self._behind.source(name, registered_as, at)
-        except AppError as error:
-            if not is_transient(error):
-                self._refused[name] = (error, now + BELIEVED_S)
-                if len(self._refused) > MOST_REFUSED:
-                    self._refused.popitem(last=False)
-            raise
-        inlet = Inlet(
-            self.desk.reception,
-            source,
-            on_settled=self.line.settle_reading,
-            # Not acknowledged, it comes again with the next connection, and is the gateway's own then.
-            on_let_go=lambda done: self.line.end("a device behind it was removed"),
-        )
-        if self._over is not None:
-            inlet.close()
-        self._inlets[name] = inlet
+        source = await self._look_up(name, registered_as, at)
+        inlet = self._inlets.get(source.device_id)
+        if inlet is None or inlet.source is not source:
+            self.forget(source.device_id)
+            inlet = self._inlets[source.device_id] = Inlet(
+                self.desk.reception,
+                source,
+                on_waiting=self._inlet_waits,
+                on_settled=self._inlet_settled,
+                # Not acknowledged, it comes again with the next connection, and is the gateway's own then.
+                on_let_go=lambda done: self.line.end("a device behind it was removed"),
+            )
+            if self._over is not None:
+                inlet.close()
+        self._called[name] = inlet
         self.desk.behind[source.device_id] = self
         return inlet
+
+    async def _look_up(self, name: str, registered_as: str, at: datetime) -> Source:
+        """Return who is called so. What was found out while that was changed may hold no more."""
+        while True:
+            changes = self._changes
+            try:
+                source = await self._behind.source(name, registered_as, at)
+            except NotBehind as error:
+                if changes == self._changes:
+                    self._refused[name] = (error, asyncio.get_running_loop().time() + BELIEVED_S)
+                    if len(self._refused) > MOST_REFUSED:
+                        self._refused.popitem(last=False)
+                    raise
+            else:
+                if changes == self._changes:
+                    return source
+
+    def _inlet_waits(self) -> None:
+        self._waiting_inlets += 1
+
+    def _inlet_settled(self) -> None:
+        self._waiting_inlets -= 1
+        self.line.settle_reading()
 
     def refuse(self, error: AppError, payload: bytes, at: datetime, done: Done) -> None:
         """Put what is no device's into the quarantine of the one who said it."""
@@ -225,15 +249,21 @@ class Asides:
 
     # --- one after the other
 
+    def _work(self) -> None:
+        if self._worker is None:
+            self._worker = self.desk.reception.spawn(self._work_off())
+
     async def _work_off(self) -> None:
         pause_s = FIRST_PAUSE_S
-        while self._waiting:
+        while self._waiting or self._changes_seen != self._changes:
+            if self._changes_seen != self._changes:
+                await self._begin_anew()
+                continue
             said, done = self._waiting[0]
             try:
                 await self._deal(said, done)
             except NotAGateway as error:
-                self._waiting.clear()
-                self.line.end(error.detail, ReasonCode.NOT_AUTHORIZED)
+                self._turn_away(error)
                 break
             except Exception as error:
                 if is_transient(error):
@@ -273,24 +303,37 @@ class Asides:
             found = self._parties[aside] = self._make[aside](self)
         return found
 
-    async def _check(self) -> None:
-        """End the connection if the device may speak for nobody any more."""
+    async def _begin_anew(self) -> None:
+        """Let go what held before the change; end the connection if the device is no gateway any more."""
+        self._changes_seen = self._changes
+        if not self._parties:
+            return
+        self._leave("its gateway was changed")
         try:
             await self._behind.check()
         except NotAGateway as error:
-            self.line.end(error.detail, ReasonCode.NOT_AUTHORIZED)
-        except Unavailable:
-            pass  # its next message asks again
+            self._turn_away(error)
+        except Exception as error:
+            # Its next message asks again.
+            if not is_transient(error):
+                log.exception("a gateway's right failed", device=str(self.source.device_id))
+
+    def _turn_away(self, error: NotAGateway) -> None:
+        self._waiting.clear()
+        self.line.end(error.detail, ReasonCode.NOT_AUTHORIZED)
 
     def _leave(self, reason: str) -> None:
         for party in self._parties.values():
             party.leave(reason)
         self._parties.clear()
-        for inlet in self._inlets.values():
-            if self.desk.behind.get(inlet.source.device_id) is self:
-                del self.desk.behind[inlet.source.device_id]
-        self._inlets.clear()
+        self._called.clear()
         self._refused.clear()
+        for device_id, inlet in list(self._inlets.items()):
+            if self._over is None and inlet.is_waiting:
+                continue  # what waits in it is taken before what comes next
+            del self._inlets[device_id]
+            if self.desk.behind.get(device_id) is self:
+                del self.desk.behind[device_id]
 
     # --- questions
 
@@ -303,21 +346,25 @@ class Asides:
             scope: asked.get(f"{scope}Keys", None if not asked else "")
             for scope in (Scope.CLIENT, Scope.SHARED)
         }
+        scopes = [scope for scope, keys in wanted.items() if keys != ""]
         answer = {}
-        for scope, keys in wanted.items():
-            if keys != "":
-                found = await self.attributes_of(self.source, scope, said.received_at)
-                names = found.keys() if keys is None else keys.split(",")
-                answer[scope.value] = {name: found[name] for name in names if name in found}
+        for scope, found in (
+            await self.attributes_of(self.source, scopes, said.received_at)
+        ).items():
+            keys = wanted[scope]
+            names = found.keys() if keys is None else keys.split(",")
+            answer[scope.value] = {name: found[name] for name in names if name in found}
         topics = self.line.topics
         number = topics.number_in(said.topic.encode(), b"attributes/request/") or b""
         self.line.tell(topics.attributes + b"/response/" + number, _encode(answer))
 
-    async def attributes_of(self, source: Source, scope: Scope, at: datetime) -> dict[str, Any]:
-        """Return a device's attributes. Raises TooManyReports if it asks too often."""
+    async def attributes_of(
+        self, source: Source, scopes: Sequence[Scope], at: datetime
+    ) -> dict[Scope, dict[str, Any]]:
+        """Return a device's attributes of these scopes. Raises TooManyReports if it asks too often."""
         self.desk.reception.reports.take_question(self.source, at)
         async with self.desk.transactions.begin(source.tenant_id) as store:
-            return await store.attributes.get(source.device_id, scope)
+            return {scope: await store.attributes.get(source.device_id, scope) for scope in scopes}
 
     def _answer_call(self, said: SaidAside) -> None:
         """Answer a call to the server: for its time, as there is nothing else that one could call."""

@@ -47,7 +47,7 @@ class MqttDoor:
                 burst=settings.device_burst,
                 over_quota_s=settings.mqtt_over_quota.total_seconds(),
             ),
-            keeper=Keeper(sessions, reception.clock),
+            keeper=Keeper(sessions),
             desk=Desk(
                 reception, transactions, settings.devices_per_tenant, settings.mqtt_packet_bytes
             ),

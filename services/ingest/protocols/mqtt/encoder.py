@@ -55,14 +55,13 @@ def encode_publish(
     packet_id: int = 0,
     qos: int = 0,
     dup: bool = False,
-    retain: bool = False,
     level: int = LEVEL_4,
     properties: Properties | None = None,
 ) -> bytes:
     """Return a PUBLISH. Raises ValueError if `packet_id` and `qos` do not go together."""
     if bool(packet_id) != bool(qos):
         raise ValueError("a packet id goes with QoS 1 and 2, and with them alone")
-    first = 0x30 | dup << 3 | qos << 1 | retain
+    first = 0x30 | dup << 3 | qos << 1
     head = encode_field(topic) + (packet_id.to_bytes(2) if qos else b"")
     if level != LEVEL_4:
         head += encode_properties(properties)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 import structlog
@@ -68,6 +68,8 @@ log = structlog.get_logger(__name__)
 REMEMBERED_RECEIPTS = 2_000
 CLOSING_GRACE_S = 2.0
 DEAD_PEER_S = 120
+TOLD_AT_ONCE = 1_000
+"""Devices whose attributes are read with one query, at most."""
 
 
 SPEAKERS: dict[Aside, Callable[[Asides], Party]] = {
@@ -150,7 +152,7 @@ class Endpoint:
         for connection in list(self.connections):
             connection.end("the server is going down", ReasonCode.SERVER_SHUTTING_DOWN)
         self._servers.clear()
-        self.wills.take_all()
+        await self.wills.stop()
         await self.keeper.stop()
 
     def cut(self, device_id: UUID, reason: str) -> None:
@@ -168,15 +170,42 @@ class Endpoint:
         if connection is not None:
             connection.gateway_changed()
 
+    def look_again(self) -> None:
+        """Ask anew what all devices may do for others: changes may have been missed."""
+        for connection in list(self.by_device.values()):
+            connection.gateway_changed()
+
     async def attributes_changed(self, tenant_id: UUID, device_id: UUID, names: list[str]) -> None:
         """Tell a device that is connected, or whose gateway is, what was set for it."""
-        connection, asides = self.by_device.get(device_id), self.desk.behind.get(device_id)
-        if connection is None and asides is None:
+        if device_id not in self.by_device and device_id not in self.desk.behind:
             return
         async with self.desk.transactions.begin(tenant_id) as store:
             shared = await store.attributes.get(device_id, Scope.SHARED)
         values = {name: shared[name] for name in names if name in shared}
-        gone = [name for name in names if name not in shared]
+        self._tell_attributes(device_id, values, [name for name in names if name not in shared])
+
+    async def tell_all_attributes(self) -> None:
+        """Tell all devices that are connected, or whose gateways are, all that is set for them:
+        changes may have been missed. Of what was removed meanwhile they learn when they ask.
+
+        Raises what is transient.
+        """
+        tenants: dict[UUID, list[UUID]] = {}
+        for device_id in {*self.by_device, *self.desk.behind}:
+            source = self.reception.sources.known(device_id)
+            if source is not None:
+                tenants.setdefault(source.tenant_id, []).append(device_id)
+        for tenant_id, devices in tenants.items():
+            for start in range(0, len(devices), TOLD_AT_ONCE):
+                some = devices[start : start + TOLD_AT_ONCE]
+                async with self.desk.transactions.begin(tenant_id) as store:
+                    shared = await store.attributes.of_devices(some, Scope.SHARED)
+                for device_id, values in shared.items():
+                    if values:
+                        self._tell_attributes(device_id, values, [])
+
+    def _tell_attributes(self, device_id: UUID, values: dict[str, Any], gone: list[str]) -> None:
+        connection, asides = self.by_device.get(device_id), self.desk.behind.get(device_id)
         if connection is not None:
             topics = connection.topics
             connection.tell(topics.attributes, topics.changed_attributes(values, gone))
@@ -231,6 +260,7 @@ class Connection(asyncio.Protocol):
         "_safe",
         "_session",
         "_transport",
+        "_unkept",
         "_way_down",
         "_written",
     )
@@ -247,6 +277,8 @@ class Connection(asyncio.Protocol):
         self._is_accepted = False
         self._is_kept = False
         self._safe: list[int] = []
+        self._unkept: list[bytes] = []
+        """Answers that wait for the session to be written down."""
         # What the last message said of its payload, and how to read it; mostly the next says the same.
         self._properties: Properties | None = None
         self._read: Read = decode
@@ -309,6 +341,8 @@ class Connection(asyncio.Protocol):
 
     def tick(self, at: datetime, now: float) -> None:
         """Look at the deadline, and at what the device may send."""
+        if self._session.is_slowed and self._inlet is not None:
+            self._endpoint.reception.quotas.slowed(self._inlet.source)
         self._carry_out(self._session.tick(at, now))
         if not self._is_reading:
             self.settle_reading()
@@ -391,24 +425,35 @@ class Connection(asyncio.Protocol):
         inlet = self._inlet
         if inlet is None:
             return
+        if message.delay_s is not None:
+            self._leave_will(message, message.delay_s, inlet)
+            return
         done = partial(self._durable, message.packet_id) if message.qos else nothing
-        if message.delay_s:
-            due = self._loop.time() + message.delay_s
-            self._endpoint.wills.postpone(inlet.source.device_id, PendingWill(message, inlet, due))
-        elif message.channel is not Channel.TELEMETRY:
+        if message.channel is not Channel.TELEMETRY:
             self._endpoint.reception.met(inlet.source, Protocol.MQTT)
             inlet.take(message.channel, message.payload, message.received_at, done)
         else:
             read = self._reader(inlet.source, message.properties, message.payload)
             inlet.take(message.channel, message.payload, message.received_at, done, read)
 
+    def _leave_will(self, message: Deliver, delay_s: int, inlet: Inlet) -> None:
+        _, read = read_by(
+            inlet.source, message.properties, message.payload, self._session.topics.written
+        )
+        will = PendingWill(message, inlet, self._loop.time() + delay_s, read)
+        if delay_s:
+            self._endpoint.wills.postpone(inlet.source.device_id, will)
+        else:
+            self._endpoint.wills.take(will)
+
     def _reader(self, source: Source, properties: Properties | None, payload: bytes) -> Read:
+        own = self._session.topics.written
         if properties is None:
-            written = self._session.topics.written or form_of(source, payload)
+            written = own or form_of(source, payload)
             self._endpoint.reception.met(source, Protocol.MQTT, written)
             return reader_of(written)
         if properties is not self._properties or properties.content_type is None:
-            self._written, self._read = read_by(source, properties, payload)
+            self._written, self._read = read_by(source, properties, payload, own)
             self._properties = properties
         self._endpoint.reception.met(source, Protocol.MQTT, self._written)
         return self._read
@@ -436,16 +481,23 @@ class Connection(asyncio.Protocol):
             self._endpoint.reception.downlinks.detach(self._inlet.source, self._way_down.send)
 
     def _keep(self, answer: bytes) -> None:
-        """Write the session down, and answer when that is safe."""
-        if self._inlet is not None:
-            kept = self._endpoint.keeper.save(
-                self._inlet.source, self._session.kept, self._session.expiry_s, is_over=False
-            )
-            kept.add_done_callback(partial(self._answer, answer))
+        """Write the session down, once for all of the same moment, and answer when that is safe."""
+        if not self._unkept:
+            self._loop.call_soon(self._save)
+        self._unkept.append(answer)
 
-    def _answer(self, answer: bytes, kept: "asyncio.Future[None]") -> None:
+    def _save(self) -> None:
+        answers, self._unkept = self._unkept, []
+        if self._inlet is None or self._session.is_closed:
+            return
+        kept = self._endpoint.keeper.save(
+            self._inlet.source, self._session.kept, self._session.expiry_s, is_over=False
+        )
+        kept.add_done_callback(partial(self._answer, b"".join(answers)))
+
+    def _answer(self, answers: bytes, kept: "asyncio.Future[None]") -> None:
         if not kept.cancelled():
-            self._write(answer)
+            self._write(answers)
 
     def _durable(self, packet_id: int) -> None:
         """A message is safe: acknowledge it, together with those of the same moment."""
@@ -501,16 +553,21 @@ class Connection(asyncio.Protocol):
         self._session.device_id = device_id
         if endpoint.by_device.get(device_id) is not self:
             endpoint.give_up(device_id)
-        self._inlet = Inlet(endpoint.reception, source, self.settle_reading)
+        self._inlet = Inlet(endpoint.reception, source, self.settle_reading, endpoint.wills.let_go)
         endpoint.admission.acquaint(self)
         endpoint.by_device[device_id] = self
         endpoint.reception.met(source, Protocol.MQTT, self._session.topics.written)
         # Said before the session is looked for: that is what makes another process give it up.
-        endpoint.reception.presence.came(source, "connected by MQTT")
+        endpoint.reception.presence.came(source, self, "connected by MQTT")
         kept = None
         self._is_kept = asked.resumes or self._session.is_persistent
         if self._is_kept:
-            kept = await endpoint.keeper.take(source, self._session.expiry_s, resumes=asked.resumes)
+            kept = await endpoint.keeper.take(
+                source,
+                self._session.expiry_s,
+                resumes=asked.resumes,
+                is_wanted=lambda: not self._session.is_closed,
+            )
             if self._session.is_closed:
                 if kept is not None and device_id not in endpoint.by_device:
                     endpoint.keeper.save(source, kept, self._session.expiry_s, is_over=True)
@@ -555,8 +612,8 @@ class Connection(asyncio.Protocol):
             self._asides.close(reason)
         source = self._inlet.source
         endpoint.reception.quotas.keep(source)
-        if self._is_accepted:
-            self._is_accepted = False
+        was_accepted, self._is_accepted = self._is_accepted, False
+        if was_accepted:
             if self._session.is_persistent:
                 kept, expiry_s = self._session.kept, self._session.expiry_s
                 endpoint.keeper.save(source, kept, expiry_s, is_over=True)
@@ -564,8 +621,10 @@ class Connection(asyncio.Protocol):
                 endpoint.keeper.forget(source)
         if endpoint.by_device.get(source.device_id) is self:
             del endpoint.by_device[source.device_id]
-            endpoint.keep_receipts(source.device_id, self._session.receipts)
-            endpoint.reception.presence.went(source, reason)
+            if was_accepted:
+                # Who was not accepted has none, and those of the connection before are still there.
+                endpoint.keep_receipts(source.device_id, self._session.receipts)
+        endpoint.reception.presence.went(source, self, reason)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():

@@ -27,9 +27,8 @@ from services.ingest.protocols.mqtt.thingsboard import (
     answer_of,
     number_of,
 )
-from services.ingest.protocols.sparkplug_host import after
 from services.ingest.usecases.downlinks import Send
-from services.ingest.usecases.inlet import Inlet
+from services.ingest.usecases.inlet import Inlet, after
 from services.ingest.usecases.telemetry import Done
 
 _encode = msgspec.json.Encoder().encode
@@ -126,7 +125,7 @@ class GatewayApi:
         name = _named(body)
         inlet = await self._inlet_of(name, said.received_at)
         scope = Scope.CLIENT if body.get("client") is True else Scope.SHARED
-        found = await self._asides.attributes_of(inlet.source, scope, said.received_at)
+        found = (await self._asides.attributes_of(inlet.source, [scope], said.received_at))[scope]
         answer: dict[str, Any] = {"id": body.get("id"), "device": name}
         keys = body.get("keys")
         if isinstance(keys, list):
@@ -154,8 +153,8 @@ class GatewayApi:
             if here is not None:
                 self._went(name, "its gateway was changed")
             reception = self._asides.desk.reception
-            reception.presence.came(inlet.source, "connected by its gateway")
             send = partial(self._send, name)
+            reception.presence.came(inlet.source, send, "connected by its gateway")
             self._here[name] = (inlet.source, send)
             reception.downlinks.attach(inlet.source, send)
         return inlet
@@ -164,7 +163,7 @@ class GatewayApi:
         here = self._here.pop(name, None)
         if here is not None:
             self._asides.desk.reception.downlinks.detach(*here)
-            self._asides.desk.reception.presence.went(here[0], reason)
+            self._asides.desk.reception.presence.went(*here, reason)
 
     async def _send(self, name: str, outgoing: Outgoing) -> Delivered:
         called = {

@@ -1,6 +1,8 @@
 """Keeps what sessions consist of beyond their connection, so that any process may go on with it."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -8,7 +10,6 @@ import msgspec
 import structlog
 
 from libs.common.bus.outcome import is_transient
-from libs.common.clock import Clock
 from libs.common.errors import Unavailable
 from services.ingest.domain.device import Source
 from services.ingest.protocols.mqtt.memory import Kept
@@ -20,6 +21,8 @@ AT_ONCE = 500
 """Sessions written in one transaction, at most."""
 PAUSE_S = 1.0
 STOP_S = 5.0
+WRITTEN_S = 5.0
+"""How long a device that comes back waits for its last session to be written down."""
 PATIENCE_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """How long another process is given to write down what it knows of a session, between the looks.
 One that is alive has it in a moment; one that is dead never does."""
@@ -32,9 +35,8 @@ class Keeper:
     and none that is to be kept is begun.
     """
 
-    def __init__(self, sessions: MqttSessions, clock: Clock) -> None:
+    def __init__(self, sessions: MqttSessions) -> None:
         self._sessions = sessions
-        self._clock = clock
         self._holder = uuid4()
         self._words: dict[UUID, Word] = {}
         """What is not written yet, by device."""
@@ -43,16 +45,19 @@ class Keeper:
         self._writer: asyncio.Task[None] | None = None
         self._stopping = False
 
-    async def take(self, source: Source, expiry_s: int, *, resumes: bool) -> Kept | None:
+    async def take(
+        self, source: Source, expiry_s: int, *, resumes: bool, is_wanted: Callable[[], bool]
+    ) -> Kept | None:
         """Return what is kept of a device's session if it `resumes`; from now on it is kept here.
 
-        Raises Unavailable if that cannot be found out now.
+        When it `is_wanted` no more, the connection being over, it is left where it is. Raises
+        Unavailable if it cannot be found out now.
         """
-        written = self._written.get(source.device_id)
-        if written is not None:
-            await asyncio.shield(written)
+        await self._until_written(source.device_id)
         try:
             for pause_s in (*PATIENCE_S, None):
+                if not is_wanted():
+                    return None
                 taken = await self._sessions.take(
                     source.tenant_id,
                     source.device_id,
@@ -78,6 +83,17 @@ class Keeper:
             log.exception("a session could not be read", device=str(source.device_id))
             return None
 
+    async def _until_written(self, device_id: UUID) -> None:
+        """Wait until what is known here of a session stands where it is looked for."""
+        written = self._written.get(device_id)
+        if written is None:
+            return
+        try:
+            async with asyncio.timeout(WRITTEN_S):
+                await asyncio.shield(written)
+        except TimeoutError as error:
+            raise Unavailable("the session is not written down yet", retry_after_s=2) from error
+
     def save(
         self, source: Source, kept: Kept, expiry_s: int, *, is_over: bool
     ) -> "asyncio.Future[None]":
@@ -91,7 +107,7 @@ class Keeper:
                 source.device_id,
                 kept.to_bytes(),
                 timedelta(seconds=expiry_s),
-                self._clock.now(),
+                time.monotonic(),
                 is_over,
             )
         )
@@ -104,7 +120,7 @@ class Keeper:
                 source.device_id,
                 None,
                 timedelta(),
-                self._clock.now(),
+                time.monotonic(),
                 is_over=True,
             )
         )

@@ -29,16 +29,20 @@ def reader_of(written: PayloadFormat) -> Read:
 
 
 def read_by(
-    source: Source, properties: Properties | None, payload: bytes
+    source: Source,
+    properties: Properties | None,
+    payload: bytes,
+    own: PayloadFormat | None = None,
 ) -> tuple[PayloadFormat, Read]:
     """Return the form of a payload, with the properties of MQTT 5 if it has any, and its reader.
 
-    The content type names the form; the user properties are heard as `with_said` tells. What cannot
-    be understood is said by the reader, as of any payload that is wrong.
+    The content type names the form; without one it is the connection's `own`, if it has one. The user
+    properties are heard as `with_said` tells. What cannot be understood is said by the reader, as of
+    any payload that is wrong.
     """
     written: PayloadFormat | None
     if properties is None or properties.content_type is None:
-        written = form_of(source, payload)
+        written = own or form_of(source, payload)
     else:
         written = format_of(properties.content_type)
         if written is None:
@@ -60,13 +64,6 @@ def with_said(read: Read, properties: Properties | None) -> Read:
         if quality is None:
             return _refusing(Invalid(f"a quality is one of {', '.join(_QUALITIES)}"))
     return with_defaults(read, said.get("unit"), quality)
-
-
-def reader_for(source: Source, properties: Properties | None, payload: bytes) -> Read:
-    """Return the reader of a payload, whatever came with it."""
-    if properties is not None:
-        return read_by(source, properties, payload)[1]
-    return reader_of(form_of(source, payload))
 
 
 def _refusing(error: AppError) -> Read:

@@ -15,8 +15,8 @@ aware UTC datetime, handed out again as `received_at`), `now` is in seconds and 
 backwards (the event loop's `time()`), so that setting the machine's clock cuts nobody off.
 
 A device may publish to its own topics and subscribe to what is said to itself (`topics`). MQTT 3.1.1 has
-no way to refuse a single message, so one for any other topic ends the connection; MQTT 5 has, and
-the connection goes on.
+no way to refuse a single message, so one for any other topic ends the connection; MQTT 5 has, for
+those of QoS 1 and 2, and the connection goes on.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from enum import Enum
 from uuid import UUID
 
 from services.ingest.domain.channel import Channel
-from services.ingest.domain.quota import Quota
+from services.ingest.domain.quota import MESSAGE_BYTES, Quota, messages_by_size
 from services.ingest.protocols.mqtt.actions import (
     Action,
     Authenticate,
@@ -154,6 +154,11 @@ class Session:
         return self._phase is _Phase.OPEN and self._state.is_subscribed
 
     @property
+    def is_slowed(self) -> bool:
+        """The device has sent more than it may, and is not read from for a while."""
+        return self._pace.is_slowed
+
+    @property
     def is_persistent(self) -> bool:
         """The session is to outlive its connection."""
         return self.expiry_s > 0
@@ -213,6 +218,7 @@ class Session:
         inbound = self._inbound
         unacknowledged = inbound.unacknowledged
         telemetry = Channel.TELEMETRY
+        count = len(packets)
         for packet in packets:
             # The straight way for nearly every packet there is: as `SessionState.take`, without a call.
             if (
@@ -223,20 +229,16 @@ class Session:
                 and (packet_id := packet.packet_id) not in unacknowledged
             ):
                 payload = packet.payload
+                if len(payload) > MESSAGE_BYTES:
+                    count += messages_by_size(len(payload)) - 1
                 unacknowledged[packet_id] = (at, hash(payload))
-                if packet.properties is None:
-                    append(Deliver(telemetry, payload, packet_id, 1, False, at))
-                else:
-                    append(
-                        Deliver(
-                            telemetry, payload, packet_id, 1, False, at, False, packet.properties
-                        )
-                    )
+                append(Deliver(telemetry, payload, packet_id, 1, at, packet.properties))
                 at += _NEXT
                 continue
             self._take(packet, at, now, actions)
             if packet.__class__ is Publish:
                 at += _NEXT
+                count += messages_by_size(len(packet.payload)) - 1
             if self._phase is _Phase.CLOSED:
                 return actions
 
@@ -251,7 +253,7 @@ class Session:
             except ProtocolViolation as caught:
                 self._end(Cause.VIOLATION, caught.reason, at, actions, caught.code)
         pace = self._pace
-        pace.quota.left -= len(packets)
+        pace.quota.left -= count
         if pace.quota.left < 0:
             pace.note_over(now)
         return actions
@@ -333,6 +335,12 @@ class Session:
         answers = self.acknowledge((), now)
         if answers:
             actions.append(Send(answers))
+
+    def listens_to(self, topic: bytes | None) -> bool:
+        """Whether the device wants what is told on a topic; by None its own commands are meant."""
+        if topic is None:
+            return self.is_subscribed
+        return self._phase is _Phase.OPEN and self._state.listens_to(topic)
 
     def publish(self, topic: bytes, payload: bytes) -> bytes:
         """Return what tells the device something on a topic, with QoS 0; nothing if it does not listen
@@ -526,14 +534,12 @@ class Session:
         channel = self.topics.channel_of(will.topic)
         if channel is None:
             topic = will.topic.decode()
-            actions.append(SaidAside(Aside.EDGE_NODE, topic, will.payload, 0, 0, at, is_will=True))
+            actions.append(SaidAside(Aside.EDGE_NODE, topic, will.payload, 0, 0, at))
             return
         delay_s = 0
         if will.properties is not None:
             delay_s = min(will.properties.will_delay or 0, self.expiry_s)
-        actions.append(
-            Deliver(channel, will.payload, 0, 0, False, at, True, will.properties, delay_s)
-        )
+        actions.append(Deliver(channel, will.payload, 0, 0, at, will.properties, delay_s))
 
     def _forget(self) -> None:
         """Be closed, and keep nothing but the receipts, and what a session that goes on consists of."""

@@ -72,13 +72,13 @@ class SessionState:
         self._terms = terms
         self._inbound = inbound
         self._outbound = Outbound()
-        self._subscriptions = Subscriptions()
+        self._subscriptions = Subscriptions(topics)
         self._is_persistent = is_persistent
 
     @property
     def is_subscribed(self) -> bool:
         """The device wants its commands."""
-        return self._listens_to(self.topics.commands)
+        return self._subscriptions.commands_qos is not None
 
     @property
     def kept(self) -> Kept:
@@ -96,7 +96,7 @@ class SessionState:
         self._inbound.resume(kept)
         releases = self._outbound.resume(kept, most_commands)
         actions += [Send(release) for release in releases]
-        self._subscriptions.resume(kept.subscriptions, self.topics)
+        self._subscriptions.resume(kept.subscriptions)
         if self.is_subscribed:
             actions.append(Subscribed())
 
@@ -124,9 +124,13 @@ class SessionState:
             case Unsubscribe():
                 self._take_unsubscribe(packet, actions)
 
+    def listens_to(self, topic: bytes) -> bool:
+        """The device wants what is told on the topic."""
+        return self._subscriptions.qos_of(topic) is not None
+
     def publish(self, topic: bytes, payload: bytes) -> bytes:
         """Return what tells the device something on a topic, as `Session.publish`."""
-        if not self._listens_to(topic):
+        if not self.listens_to(topic):
             return b""
         data = encode_publish(topic, payload, level=self._terms.level)
         return data if self._terms.fits(data) else b""
@@ -154,9 +158,6 @@ class SessionState:
             terms=self._terms,
             properties=self._about(command_id, expires_in_s),
         )
-
-    def _listens_to(self, topic: bytes) -> bool:
-        return self._subscriptions.qos_of(topic) is not None
 
     def _about(self, command_id: UUID, expires_in_s: int | None) -> Properties | None:
         """Return what a device of MQTT 5 may want to know of a command."""
@@ -210,9 +211,7 @@ class SessionState:
             self.topics.message(channel, packet.topic, packet.payload),
             packet_id,
             packet.qos,
-            packet.dup,
             received_at,
-            False,
             packet.properties,
         )
 
@@ -242,7 +241,7 @@ class SessionState:
             )
         was_subscribed = self.is_subscribed
         level = self._terms.level
-        codes = self._subscriptions.add(packet.filters, self.topics, level)
+        codes = self._subscriptions.add(packet.filters, level)
         self._answer_kept(encode_suback(packet.packet_id, codes, level=level), actions)
         at_ms = int(at.timestamp() * 1000)
         for (topic_filter, _), code in zip(packet.filters, codes, strict=True):

@@ -144,7 +144,9 @@ def state_of_host(topic_filter: bytes, at_ms: int) -> tuple[bytes, bytes] | None
 
 def matches(topic_filter: bytes, topic: bytes) -> bool:
     """Whether a subscription to the filter is told of what is published on the topic."""
-    wanted, levels = topic_filter.split(b"/"), topic.split(b"/")
+    levels = topic.split(b"/")
+    # A filter of many more levels than the topic has is not cut into all of them.
+    wanted = topic_filter.split(b"/", len(levels) + 1)
     if wanted[-1] == b"#":
         wanted = wanted[:-1]
         levels = levels[: len(wanted)]

@@ -1,6 +1,7 @@
 """Commands to a device over its MQTT connection."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -51,8 +52,8 @@ class WayDown:
             )
 
         command = publish()
-        if command is None and await self._is_room():
-            command = publish()
+        if command is None and self._session.listens_to(topic):
+            command = await self._when_there_is_room(publish)
         if command is None:
             raise Unavailable(
                 "the device does not listen, or has not answered earlier commands yet"
@@ -70,6 +71,7 @@ class WayDown:
 
     def answered(self, packet_id: int, code: int) -> None:
         """Take the device's answer."""
+        self._room.set()
         answer = self._awaited.get(packet_id)
         if answer is None or answer.done():
             return
@@ -78,22 +80,24 @@ class WayDown:
         else:
             answer.set_result(None)
 
-    async def _is_room(self) -> bool:
-        """Wait a moment for the device to finish with an earlier command."""
-        self._room.clear()
-        try:
+    async def _when_there_is_room(self, publish: Callable[[], Command | None]) -> Command | None:
+        """Wait a moment for the device to finish with earlier commands; others may wait too."""
+        command: Command | None = None
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ROOM_S):
-                await self._room.wait()
-        except TimeoutError:
-            return False
-        return True
+                while command is None and not self._session.is_closed:
+                    self._room.clear()
+                    await self._room.wait()
+                    command = publish()
+        return command
 
     def has_room(self) -> None:
         """Note that the device has finished with a command."""
         self._room.set()
 
     def close(self) -> None:
-        """Tell those who wait that no answer will come."""
+        """Tell those who wait that no answer will come, and no room."""
+        self._room.set()
         for answer in self._awaited.values():
             if not answer.done():
                 answer.set_exception(Unavailable("the device's connection is over"))

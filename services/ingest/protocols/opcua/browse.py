@@ -14,6 +14,8 @@ from services.ingest.usecases.connectors import Connector
 
 MOST_REFERENCES = 10_000
 """That one look at a node lists."""
+REFERENCES_AT_ONCE = 1_000
+"""In one answer; the others come with those that follow."""
 
 OBJECTS = ua.NodeId(ua.ObjectIds.ObjectsFolder)
 
@@ -52,7 +54,7 @@ async def below(session: UaSession, node: ua.NodeId) -> list[ua.ReferenceDescrip
     wanted.ResultMask = ua.BrowseResultMask.All
     params = ua.BrowseParameters()
     params.NodesToBrowse = [wanted]
-    params.RequestedMaxReferencesPerNode = MOST_REFERENCES
+    params.RequestedMaxReferencesPerNode = REFERENCES_AT_ONCE
     (result,) = await session.browse(params)
     found: list[ua.ReferenceDescription] = []
     while True:

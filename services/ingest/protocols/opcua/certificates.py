@@ -1,6 +1,7 @@
 """Our application's certificate, and the list of those we trust."""
 
 import hashlib
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from libs.common.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -45,27 +48,77 @@ def identity_at(certificate: Path | None, key: Path | None, now: datetime) -> Id
     """Return the identity in these files (PEM), made if they are not there yet.
 
     Without files it is made for this process alone: peers that pin it must be told anew each time.
+    Raises Unavailable if they cannot be read, or made.
     """
     if certificate is None or key is None:
         log.warning("our OPC UA certificate is made anew at each start: give it a file")
         return new_identity(now)
-    if not certificate.exists() and not key.exists():
-        made = new_identity(now)
-        key.touch(mode=0o600, exist_ok=False)
-        key.write_bytes(made.key)
-        pem = x509.load_der_x509_certificate(made.certificate).public_bytes(Encoding.PEM)
-        certificate.write_bytes(pem)
-        log.info("an OPC UA certificate was made", file=str(certificate))
-    load_pem_private_key(key.read_bytes(), None)
-    read = x509.load_pem_x509_certificate(certificate.read_bytes())
-    return Identity(read.public_bytes(Encoding.DER), key.read_bytes())
+    try:
+        if not _is_there(certificate):
+            _make(certificate, key, now)
+        load_pem_private_key(key.read_bytes(), None)
+        read = x509.load_pem_x509_certificate(certificate.read_bytes())
+        return Identity(read.public_bytes(Encoding.DER), key.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        # Tenants read the reason; the files are the operator's.
+        log.error(
+            "our OPC UA certificate cannot be read",
+            certificate=str(certificate),
+            key=str(key),
+            error=str(error),
+        )
+        raise Unavailable("our certificate cannot be read") from error
+
+
+def _make(certificate: Path, key: Path, now: datetime) -> None:
+    """Make a certificate, for the key that there is, or for a new one."""
+    if not _is_there(key):
+        _put(key, _pem_of(_new_key()), mode=0o600)
+    held = load_pem_private_key(key.read_bytes(), None)
+    if not isinstance(held, rsa.RSAPrivateKey):
+        raise TypeError("the key is none of RSA, as OPC UA's policies want it")
+    made = new_identity(now, key=held)
+    # The last: whoever finds it finds its key.
+    pem = x509.load_der_x509_certificate(made.certificate).public_bytes(Encoding.PEM)
+    _put(certificate, pem, mode=0o644)
+    log.info("an OPC UA certificate was made", file=str(certificate))
+
+
+def _is_there(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
+
+
+def _put(file: Path, content: bytes, *, mode: int) -> None:
+    """Write a file, whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=mode, exist_ok=False)
+    with new.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    new.rename(file)
+
+
+def _new_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _pem_of(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def new_identity(
-    now: datetime, uri: str = APPLICATION_URI, hosts: Sequence[str] | None = None
+    now: datetime,
+    uri: str = APPLICATION_URI,
+    hosts: Sequence[str] | None = None,
+    key: rsa.RSAPrivateKey | None = None,
 ) -> Identity:
-    """Return a self-signed application instance certificate, as OPC 10000-6 6.2.2 wants it."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    """Return a self-signed application instance certificate, as OPC 10000-6 6.2.2 wants it.
+
+    Without a key a new one is made for it.
+    """
+    key = key or _new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "INSA IIoT ingest")])
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
     for host in hosts if hosts is not None else (socket.gethostname(), "localhost"):
@@ -105,10 +158,7 @@ def new_identity(
         )
         .sign(key, hashes.SHA256())
     )
-    return Identity(
-        certificate.public_bytes(Encoding.DER),
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-    )
+    return Identity(certificate.public_bytes(Encoding.DER), _pem_of(key))
 
 
 def first_of(chain: bytes) -> bytes:
@@ -155,12 +205,12 @@ class TrustList:
     """The certificates in a folder, PEM or DER: of clients, or of the CAs that issue theirs.
 
     What is refused is put into its subfolder `rejected`, from where an operator may move it up.
-    `crl` holds what the CAs have revoked. A change of the folders is seen at the next look.
+    `crl` holds what the CAs have revoked. A change of its files is seen at the next look.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: tuple[int, int] | None = None
+        self._seen: list[tuple[Path, int, int]] | None = None
         self._exact: set[bytes] = set()
         self._issuers: list[x509.Certificate] = []
         self._revoked: list[x509.CertificateRevocationList] = []
@@ -183,16 +233,15 @@ class TrustList:
 
     def _read(self) -> None:
         crls = self._folder / "crl"
-        seen = (
-            self._folder.stat().st_mtime_ns,
-            crls.stat().st_mtime_ns if crls.is_dir() else 0,
-        )
+        files, lists = _files(self._folder), _files(crls) if crls.is_dir() else []
+        # Each file, not its folder: one that is written over leaves that as it was.
+        seen = [(file, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files + lists]
         if seen == self._seen:
             return
-        trusted = [c for file in _files(self._folder) if (c := _certificate(file)) is not None]
+        trusted = [c for file in files if (c := _certificate(file)) is not None]
         self._exact = {certificate.public_bytes(Encoding.DER) for certificate in trusted}
         self._issuers = [certificate for certificate in trusted if _is_issuer(certificate)]
-        self._revoked = [_revocations(file) for file in (_files(crls) if crls.is_dir() else [])]
+        self._revoked = [_revocations(file) for file in lists]
         self._seen = seen
 
     def _is_revoked(self, certificate: x509.Certificate) -> bool:

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from asyncua import ua
 
 from libs.common.errors import AppError, Unavailable
+from services.ingest.protocols.connectors import until_devices_change
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.opcua.certificates import time_fault
 from services.ingest.protocols.opcua.commands import Commands
 from services.ingest.protocols.opcua.conditions import Conditions
 from services.ingest.protocols.opcua.connection import Connection, connected, said
-from services.ingest.protocols.opcua.health import Health
 from services.ingest.protocols.opcua.history import History
 from services.ingest.protocols.opcua.items import Items
 from services.ingest.protocols.opcua.points import Points
@@ -56,22 +56,24 @@ class Reader:
         self._items = Items(connector, reception, self._health)
         self._points = Points(reception, self._health)
         self._progress = Progress(connector)
-        self._revoked: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
         """Connect and listen until the connection is lost. Raises what ended it."""
-        sources = self._reception.sources
-        self._revoked = asyncio.get_running_loop().create_future()
         self._points.open()
-        sources.on_revoked.append(self._cut)
         try:
             async with connected(self._connector, *self._files) as connection:
-                await self._listen(connection)
+                await until_devices_change(
+                    self._connector,
+                    self._reception.sources,
+                    self._listen(connection),
+                    self._items.devices,
+                    self._items.unknown,
+                )
         except (ua.UaError, ConnectionError, TimeoutError) as error:
             raise Unavailable(said(error)) from error
         finally:
             self._points.close()
-            sources.on_revoked.remove(self._cut)
+            self._progress.leave()
             for device in self._items.devices.values():
                 device.inlet.close()
 
@@ -90,7 +92,6 @@ class Reader:
             with self._present(Commands(session, reception)):
                 health.connected()
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._watch_revocations())
                     tasks.create_task(self._watch_certificates(connection.certificates))
                     tasks.create_task(history.catch_up())
                     if settings.events:
@@ -106,7 +107,7 @@ class Reader:
         """Have the devices online, and their commands carried out."""
         attached = []
         for device in self._items.devices.values():
-            self._reception.presence.came(device.source, f"connected by {self._label}")
+            self._reception.presence.came(device.source, device, f"connected by {self._label}")
             if device.is_commanded:
                 send = commands.sender(device)
                 self._reception.downlinks.attach(device.source, send)
@@ -117,7 +118,9 @@ class Reader:
             for source, send in attached:
                 self._reception.downlinks.detach(source, send)
             for device in self._items.devices.values():
-                self._reception.presence.went(device.source, f"{self._label} is not connected")
+                self._reception.presence.went(
+                    device.source, device, f"{self._label} is not connected"
+                )
 
     def _note_certificates(self, certificates: Mapping[str, bytes]) -> None:
         """Note those that have expired, or soon will.
@@ -137,18 +140,6 @@ class Reader:
         while certificates:
             await asyncio.sleep(CERTIFICATES_LOOKED_AT_S)
             self._note_certificates(certificates)
-
-    def _cut(self, device_id: UUID, reason: str) -> None:
-        if self._revoked is None or self._revoked.done():
-            return
-        devices = self._items.devices.values()
-        if any(device.source.device_id == device_id for device in devices):
-            self._revoked.set_result(reason)
-
-    async def _watch_revocations(self) -> None:
-        assert self._revoked is not None
-        # All begins anew: the device is looked up, and with it what it may.
-        raise Unavailable(f"a device was cut off: {await self._revoked}")
 
 
 def _first(group: BaseExceptionGroup[Any]) -> Any:

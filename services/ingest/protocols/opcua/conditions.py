@@ -10,6 +10,7 @@ from asyncua.client.ua_session import UaSession
 
 from services.ingest.domain.channel import Channel
 from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.opcua.alarms import (
     REFRESH_END,
     REFRESH_START,
@@ -18,9 +19,8 @@ from services.ingest.protocols.opcua.alarms import (
     kind_of,
 )
 from services.ingest.protocols.opcua.connection import said
-from services.ingest.protocols.opcua.health import Health
 from services.ingest.protocols.opcua.items import Device, Items
-from services.ingest.protocols.opcua.progress import MOST_ALARMS, Progress
+from services.ingest.protocols.opcua.progress import Progress
 from services.ingest.protocols.opcua.site import OpcUaSettings
 from services.ingest.usecases.reception import Reception
 
@@ -84,10 +84,10 @@ class Conditions:
             await durable.wait()
 
     async def _report(self, alarm: Alarm) -> list[asyncio.Event]:
-        about, alarms = (alarm.source, alarm.key), self._progress.alarms
+        about, progress = (alarm.source, alarm.key), self._progress
         if self._refreshed is not None:
             self._refreshed.add(about)
-        if not alarm.is_active and about not in alarms and self._refreshed is not None:
+        if not alarm.is_active and about not in progress.alarms and self._refreshed is not None:
             return []  # over before, and known to be
         device = await self._source_of(alarm.source)
         if device is None:
@@ -96,10 +96,10 @@ class Conditions:
 
         def done() -> None:
             # Not before: if we are killed, its end must be missed by who comes after us.
-            if not alarm.is_active:
-                alarms.discard(about)
-            elif len(alarms) < MOST_ALARMS:
-                alarms.add(about)
+            if alarm.is_active:
+                progress.begins(*about)
+            else:
+                progress.ends(*about)
             durable.set()
 
         self._reception.met(device.source, Protocol.OPCUA, PayloadFormat.NATIVE)
@@ -129,5 +129,5 @@ class Conditions:
             if device is None:
                 self._health.note(f"events of {source}", "there is no such device")
             elif is_new:
-                self._reception.presence.came(device.source, f"connected by {self._label}")
+                self._reception.presence.came(device.source, device, f"connected by {self._label}")
         return self._sources[source]

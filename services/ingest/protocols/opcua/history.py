@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from asyncua import ua
 from asyncua.client.ua_session import UaSession
 
 from services.ingest.domain.payload import Decoded, as_us
-from services.ingest.protocols.opcua.health import Health
+from services.ingest.protocols.health import Health
+from services.ingest.protocols.opcua.connection import said
 from services.ingest.protocols.opcua.items import Device, Item, Items
 from services.ingest.protocols.opcua.points import Points
 from services.ingest.protocols.opcua.progress import Progress
@@ -18,14 +20,23 @@ from services.ingest.protocols.opcua.values import change_of, moment_of
 from services.ingest.usecases.connectors import Connector
 from services.ingest.usecases.reception import Reception
 
+log = structlog.get_logger(__name__)
+
 HISTORY_AHEAD = timedelta(days=1)
 """How far a server's clock may be ahead of ours."""
-HISTORY_NODES = 20
-HISTORY_VALUES = 1_000
-"""Of each node, in one answer."""
+HISTORY_VALUES = 250
+"""Of each node, in one answer: with all nodes of a request no more than is asked of what is new."""
 EMPTY_PAGES = 3
 
 _NO_VALUE_THERE = (ua.StatusCodes.GoodNoData, ua.StatusCodes.BadNoData)
+_SESSION_IS_OVER = (
+    ua.StatusCodes.BadSessionIdInvalid,
+    ua.StatusCodes.BadSessionClosed,
+    ua.StatusCodes.BadSecureChannelIdInvalid,
+    ua.StatusCodes.BadSecureChannelClosed,
+    ua.StatusCodes.BadConnectionClosed,
+)
+"""What a request is answered with that the next connection can ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +109,15 @@ class History:
         historized = await self._find_historized()
         until = as_us(self._reception.clock.now() + HISTORY_AHEAD)
         readable = []
-        for some in self._items.found():
+        at_once = self._items.limits.read_history
+        for some in self._items.found(at_once):
             for handle, item in some:
                 if item.node_id in historized:
                     readable.append(_Page(handle, item, since))
                 else:
                     lacking.add(item.device)
-        for first in range(0, len(readable), HISTORY_NODES):
-            pages = readable[first : first + HISTORY_NODES]
+        for first in range(0, len(readable), at_once):
+            pages = readable[first : first + at_once]
             while pages:
                 await self._points.until_there_is_room()
                 # One request has one beginning for all of its nodes.
@@ -118,7 +130,14 @@ class History:
         self, asked: Sequence[_Page], until: int, lacking: set[Device]
     ) -> list[_Page]:
         """Take in some history; return where there is more."""
-        results = await self._session.history_read(_raw_values(asked, until))
+        try:
+            results = await self._session.history_read(_raw_values(asked, until))
+        except ua.UaStatusCodeError as error:
+            if error.code in _SESSION_IS_OVER:
+                raise
+            log.info("a server does not give its history", error=said(error))
+            lacking.update(page.item.device for page in asked)
+            return []
         now = self._reception.clock.now()
         by_device: dict[Device, Decoded] = {}
         more = []
@@ -147,7 +166,7 @@ class History:
     async def _find_historized(self) -> set[ua.NodeId]:
         """Return the nodes whose history may be read. A server may answer for others with nothing."""
         found: set[ua.NodeId] = set()
-        for some in self._items.found():
+        for some in self._items.found(self._items.limits.read):
             levels = await self._session.read_attributes(
                 [item.node_id for _, item in some], ua.AttributeIds.UserAccessLevel
             )

@@ -7,20 +7,19 @@ import structlog
 from asyncua import ua
 from asyncua.client.ua_session import UaSession
 
+from libs.common.historian.point import Kind
 from services.ingest.domain.device import Source
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.opcua.browse import browse_path, property_path
 from services.ingest.protocols.opcua.connection import said
-from services.ingest.protocols.opcua.health import Health
+from services.ingest.protocols.opcua.limits import Limits, limits_of
 from services.ingest.protocols.opcua.site import ItemSettings, OpcUaSettings
-from services.ingest.protocols.opcua.values import clean
+from services.ingest.protocols.opcua.values import clean, kind_of
 from services.ingest.usecases.connectors import Connector
 from services.ingest.usecases.inlet import Inlet
 from services.ingest.usecases.reception import Reception
 
 log = structlog.get_logger(__name__)
-
-AT_ONCE = 500
-"""Nodes named in one request."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +49,8 @@ class Item:
     node_id: ua.NodeId | None = None
     """None while it is not found."""
     unit: str | None = None
+    kind: Kind | None = None
+    """Of its values, as the server declares it; None: it cannot be told before there is one."""
 
 
 class Items:
@@ -63,6 +64,10 @@ class Items:
         self._items: list[Item] = []
         self.devices: dict[str, Device] = {}
         """By what the tenant calls them, id or name."""
+        self.unknown: set[str] = set()
+        """Those that the tenant has not."""
+        self.limits = Limits()
+        """Of requests to the server, once `find` has asked for them."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -70,16 +75,18 @@ class Items:
     def __getitem__(self, handle: int) -> Item:
         return self._items[handle]
 
-    def found(self) -> Iterator[Sequence[tuple[int, Item]]]:
-        """Yield the items whose nodes are known, with their handles, as many as one request names."""
+    def found(self, at_once: int) -> Iterator[Sequence[tuple[int, Item]]]:
+        """Yield the items whose nodes are known, with their handles, so many at a time."""
         known = [each for each in enumerate(self._items) if each[1].node_id is not None]
-        for start in range(0, len(known), AT_ONCE):
-            yield known[start : start + AT_ONCE]
+        for start in range(0, len(known), at_once):
+            yield known[start : start + at_once]
 
     async def find(self, session: UaSession) -> None:
-        """Look up the devices, the nodes and their units; what is not there is a problem."""
+        """Look up the devices, the nodes, their kinds and units; what is not there is a problem."""
         await self._find_devices()
+        self.limits = await limits_of(session)
         await self._find_nodes(session)
+        await self._find_kinds(session)
         await self._find_units(session)
 
     async def find_device(self, name: str) -> Device | None:
@@ -96,6 +103,7 @@ class Items:
         wanted += [method.device for method in self._settings.methods]
         for name in dict.fromkeys(wanted):
             if await self.find_device(name) is None:
+                self.unknown.add(name)
                 self._health.note(name, "there is no such device")
         for settings in self._settings.items:
             if settings.device in self.devices:
@@ -118,8 +126,9 @@ class Items:
                 item.node_id = ua.NodeId.from_string(item.settings.node_id)
             except ua.UaError:
                 self._health.note(item.address, "this is no node id")
-        for start in range(0, len(by_path), AT_ONCE):
-            some = by_path[start : start + AT_ONCE]
+        at_once = self.limits.translate
+        for start in range(0, len(by_path), at_once):
+            some = by_path[start : start + at_once]
             results = await session.translate_browsepaths_to_nodeids(
                 [browse_path(item.address) for item in some]
             )
@@ -129,9 +138,23 @@ class Items:
                 else:
                     self._health.note(item.address, result.StatusCode.name)
 
+    async def _find_kinds(self, session: UaSession) -> None:
+        """Read the nodes' DataTypes, as far as they tell of a kind."""
+        for some in self.found(self.limits.read):
+            try:
+                types = await session.read_attributes(
+                    [item.node_id for _, item in some], ua.AttributeIds.DataType
+                )
+            except ua.UaStatusCodeError as error:
+                log.info("a server does not tell its types", error=said(error))
+                return
+            for (_, item), data in zip(some, types, strict=True):
+                held = data.Value.Value if data.Value is not None else None
+                item.kind = kind_of(held) if isinstance(held, ua.NodeId) else None
+
     async def _find_units(self, session: UaSession) -> None:
         """Read the nodes' EngineeringUnits, as far as they have any."""
-        for some in self.found():
+        for some in self.found(min(self.limits.translate, self.limits.read)):
             try:
                 results = await session.translate_browsepaths_to_nodeids(
                     [property_path(item.node_id, "EngineeringUnits") for _, item in some]

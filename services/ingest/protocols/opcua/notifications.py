@@ -14,8 +14,8 @@ from asyncua.common.utils import Buffer
 from asyncua.ua.ua_binary import struct_from_binary
 
 from services.ingest.domain.payload import EPOCH
-from services.ingest.protocols.opcua import bounds as _bounds  # noqa: F401 - bounds the library
 from services.ingest.protocols.opcua.alarms import Raised
+from services.ingest.protocols.opcua.bounds import MOST_ELEMENTS
 from services.ingest.protocols.opcua.values import (
     FIRST_BELIEVED_US,
     Change,
@@ -78,10 +78,12 @@ class Published:
     """When, by the server's clock; µs since 1970 UTC."""
     status_change: int | None = None
     """The subscription itself is not well: what the server says of it."""
+    has_more: bool = False
+    """Whether there is more that it had to say by then, which the next answer brings."""
 
 
 def read_published(data: bytes) -> Published:
-    """Read a PublishResponse, or the fault in its place. Raises what the library raises if it is neither."""
+    """Read a PublishResponse. Raises UaError if it holds too much, and what the library raises."""
     try:
         return _read_plain(data)
     except (_NotPlain, struct.error, IndexError, UnicodeDecodeError):
@@ -97,9 +99,13 @@ def _read_plain(data: bytes) -> Published:
     at = 28
     (subscription_id,) = _u32(data, at)
     (available,) = _i32(data, at + 4)
-    at += 8 + 4 * max(0, available) + 1
+    at += 8 + 4 * max(0, available)
+    has_more = bool(data[at])
+    at += 1
     (sequence,) = _u32(data, at)
-    published = Published(0, subscription_id, sequence, published_us=_time(data, at + 4))
+    published = Published(
+        0, subscription_id, sequence, published_us=_time(data, at + 4), has_more=has_more
+    )
     (parts,) = _i32(data, at + 12)
     at += 16
     for _ in range(max(0, parts)):
@@ -117,6 +123,8 @@ def _read_plain(data: bytes) -> Published:
 def _read_changes(data: bytes, at: int, changes: list[Change]) -> int:
     """Read a DataChangeNotification; return where it ends."""
     (count,) = _i32(data, at)
+    if len(changes) + count > MOST_ELEMENTS:
+        raise ua.UaError(f"more than {MOST_ELEMENTS} notifications at once")
     at += 4
     append, readers = changes.append, _READERS
     for _ in range(count):
@@ -179,11 +187,9 @@ def _text_of(ticks: int) -> str:
 
 
 def _read_any(data: bytes) -> Published:
-    buffer = Buffer(data)
     if data[:4] != _PUBLISH_RESPONSE:
-        fault = struct_from_binary(ua.ServiceFault, buffer)
-        return Published(fault.ResponseHeader.ServiceResult.value or 0x80000000)
-    response = struct_from_binary(ua.PublishResponse, buffer)
+        raise ua.UaError("no answer to a Publish request")
+    response = struct_from_binary(ua.PublishResponse, Buffer(data))
     parameters = response.Parameters
     message = parameters.NotificationMessage
     published = Published(
@@ -192,6 +198,7 @@ def _read_any(data: bytes) -> Published:
         message.SequenceNumber,
         has_data=bool(message.NotificationData),
         published_us=us_of(message.PublishTime),
+        has_more=bool(parameters.MoreNotifications),
     )
     for part in message.NotificationData or []:
         if isinstance(part, ua.DataChangeNotification):

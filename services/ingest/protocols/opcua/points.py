@@ -7,8 +7,8 @@ from datetime import datetime
 from libs.common.historian.point import Quality
 from services.ingest.domain.payload import Decoded
 from services.ingest.domain.protocol import PayloadFormat, Protocol
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.native import bring
-from services.ingest.protocols.opcua.health import Health
 from services.ingest.protocols.opcua.items import Device, Item
 from services.ingest.protocols.opcua.values import (
     OVERFLOW,
@@ -79,7 +79,16 @@ class Points:
             part = {"ts": ts / 1_000, "values": {item.settings.metric: value}}
             decoded.refuse(0, item.settings.metric, *fault, part)
             return
-        add_value(decoded, item.device.source, item.settings.metric, ts, value, quality, item.unit)
+        add_value(
+            decoded,
+            item.device.source,
+            item.settings.metric,
+            ts,
+            value,
+            quality,
+            item.unit,
+            kind=item.kind,
+        )
 
     async def bring(self, by_device: Mapping[Device, Decoded], now: datetime) -> None:
         """Hand over what the devices said; return when all of it is durable."""

@@ -181,7 +181,7 @@ class OpcUaServer:
         # What ended above may have been the last of them all.
         self.by_device.setdefault(source.device_id, sessions).append(session)
         self.reception.met(source, Protocol.OPCUA)
-        self.reception.presence.came(source, "connected by OPC UA")
+        self.reception.presence.came(source, self, "connected by OPC UA")
 
     def went(self, session: DeviceSession, source: Source, reason: str) -> None:
         """Note that a session is over."""
@@ -192,7 +192,7 @@ class OpcUaServer:
         if not sessions:
             del self.by_device[source.device_id]
             source.watch = None
-            self.reception.presence.went(source, reason)
+            self.reception.presence.went(source, self, reason)
 
     def _watcher(self, device_id: UUID) -> Callable[[Sequence[Point]], None]:
         def watch(points: Sequence[Point]) -> None:

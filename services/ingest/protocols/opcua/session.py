@@ -29,6 +29,7 @@ from services.ingest.domain.protocol import PayloadFormat, Protocol
 from services.ingest.protocols.opcua.space import (
     MOST_COMMANDS,
     DeviceSpace,
+    metric_node,
 )
 from services.ingest.protocols.opcua.values import (
     Unsupported,
@@ -341,7 +342,7 @@ class DeviceSession(InternalSession):
         if self._reception.window.disbelief(ts, data.SourceTimestamp) is not None:
             return None, ua.StatusCodes.BadInvalidTimestamp
         before = len(decoded.refused)
-        add_value(decoded, source, metric, ts, value, quality)
+        add_value(decoded, source, metric, ts, value, quality, kind=kind)
         if len(decoded.refused) > before:
             del decoded.refused[before:]
             return None, ua.StatusCodes.BadOutOfRange
@@ -351,7 +352,6 @@ class DeviceSession(InternalSession):
         self, source: Source, decoded: Decoded, metrics: list[str | None], codes: list[int]
     ) -> None:
         self._reception.met(source, Protocol.OPCUA, PayloadFormat.NATIVE)
-        self._reception.received_messages += 1
         failed = ua.StatusCodes.BadInternalError
         refused: dict[str | None, str] = {}
         try:
@@ -437,10 +437,11 @@ class DeviceSession(InternalSession):
         if probe.refused:
             raise Invalid(probe.refused[0].detail)
         series = source.series.get(name)
+        shown = space.metrics.get(metric_node(source.device_id, name))
         wanted = _KINDS[kind]
-        if series is not None and series.kind != wanted:
+        if (series is not None and series.kind != wanted) or (shown and shown[1] is not wanted):
             raise Invalid("the metric is of another type")
-        if len(space.metrics) >= self._server.metrics:
+        if shown is None and len(space.metrics) >= self._server.metrics:
             raise Invalid("the device has as many metrics as it may")
         node = space.add_metric(name, wanted)
         return [ua.Variant(node, ua.VariantType.NodeId)]

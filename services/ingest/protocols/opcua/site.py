@@ -8,9 +8,14 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cryptography import x509
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from services.ingest.domain.payload import LONGEST_METRIC
+from services.ingest.protocols.connectors import (
+    ConnectorSettings,
+    DeviceName,
+    MetricSettings,
+    each_metric_once,
+)
 from services.ingest.usecases.connectors import Connector, Kind, Report
 from services.ingest.usecases.reception import Reception
 
@@ -43,28 +48,20 @@ def _certificate(text: str) -> str:
     return text
 
 
-DeviceName = Annotated[str, Field(min_length=1, max_length=256)]
-"""Its id, or its name."""
 SourceName = Annotated[str, Field(min_length=1, max_length=256)]
 NodeIdText = Annotated[str, Field(max_length=512), AfterValidator(_node_id)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Deadband(_Settings):
+class Deadband(ConnectorSettings):
     """By how much a value must change to be sent; percent is of the node's EURange."""
 
     kind: Literal["absolute", "percent"]
     value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ItemSettings(_Settings):
+class ItemSettings(MetricSettings):
     """A node, and the metric that its values are."""
 
-    device: DeviceName
-    metric: Annotated[str, Field(min_length=1, max_length=LONGEST_METRIC)]
     node_id: NodeIdText | None = None
     browse_path: Annotated[str, Field(min_length=1, max_length=1_024)] | None = None
     """From the Objects folder: `2:Line1/2:Press/2:Temperature`, each with its namespace."""
@@ -83,7 +80,7 @@ class ItemSettings(_Settings):
         return self
 
 
-class MethodSettings(_Settings):
+class MethodSettings(ConnectorSettings):
     """A method that the command `call` may call for a device."""
 
     device: DeviceName
@@ -91,7 +88,7 @@ class MethodSettings(_Settings):
     method: NodeIdText
 
 
-class OpcUaSettings(_Settings):
+class OpcUaSettings(ConnectorSettings):
     """Which server, how it is trusted, and what of it is wanted."""
 
     endpoint: Annotated[str, Field(max_length=512), AfterValidator(_endpoint)]
@@ -111,10 +108,14 @@ class OpcUaSettings(_Settings):
     history_overlap_s: Annotated[float, Field(ge=0, le=3_600)] = 10
     events: bool = False
     """Whether its events are alarms of the devices that their sources are named after."""
-    event_sources: Annotated[dict[SourceName, DeviceName], Field(max_length=1_000)] = {}
+    event_sources: Annotated[dict[SourceName, DeviceName], Field(max_length=1_000)] = Field(
+        default_factory=dict
+    )
     """The devices of sources, by name, that are called otherwise than these."""
-    items: Annotated[list[ItemSettings], Field(max_length=MOST_ITEMS)] = []
-    methods: Annotated[list[MethodSettings], Field(max_length=1_000)] = []
+    items: Annotated[
+        list[ItemSettings], Field(max_length=MOST_ITEMS), AfterValidator(each_metric_once)
+    ] = Field(default_factory=list)
+    methods: Annotated[list[MethodSettings], Field(max_length=1_000)] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_safe_or_says_so(self) -> "OpcUaSettings":
@@ -123,16 +124,6 @@ class OpcUaSettings(_Settings):
                 raise ValueError("security `none` needs allow_insecure: true")
         elif self.server_certificate is None and self.server_fingerprint is None:
             raise ValueError("give server_certificate or server_fingerprint: whom to trust")
-        return self
-
-    @model_validator(mode="after")
-    def _names_no_metric_twice(self) -> "OpcUaSettings":
-        seen = set()
-        for item in self.items:
-            key = (item.device, item.metric)
-            if key in seen:
-                raise ValueError(f"the metric {item.metric!r} of {item.device!r} is named twice")
-            seen.add(key)
         return self
 
 

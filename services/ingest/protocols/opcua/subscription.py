@@ -8,9 +8,9 @@ from asyncua.client.ua_session import UaSession
 
 from libs.common.errors import Unavailable
 from services.ingest.domain.payload import Decoded, as_us
+from services.ingest.protocols.health import Health
 from services.ingest.protocols.opcua.alarms import SERVER, event_filter
 from services.ingest.protocols.opcua.conditions import Conditions
-from services.ingest.protocols.opcua.health import Health
 from services.ingest.protocols.opcua.items import Device, Item, Items
 from services.ingest.protocols.opcua.notifications import Published, read_published
 from services.ingest.protocols.opcua.points import Points
@@ -24,6 +24,8 @@ KEEP_ALIVES = 10
 """Publishing intervals after which a server that has nothing to say says so."""
 LIFETIME_MS = 120_000
 """After which it drops a subscription that nobody listens to: longer than we take to be durable."""
+NOTIFICATIONS = 5_000
+"""Asked for in one answer: what is more comes with the next, and others have their turn between."""
 LEAST_SILENCE_S = 10.0
 LONGEST_SILENCE_S = 600.0
 """How long a server may be silent that wants to speak more rarely than it was asked to."""
@@ -56,6 +58,8 @@ class Subscription:
         self._sequence: int | None = None
         self._publishers = UNDER_WAY
         self._silence_s = LEAST_SILENCE_S
+        self._waiting: set[asyncio.Timeout] = set()
+        """How long the answers that the server owes us are waited for."""
         self.id = 0
         """By which the server knows it, once it is created."""
 
@@ -65,7 +69,7 @@ class Subscription:
         self.id = int(made.SubscriptionId)
         self._silence_s = _silence_s(self._settings.publishing_ms, made)
         subscribed = 0
-        for some in self._items.found():
+        for some in self._items.found(self._items.limits.monitor):
             results = await self._monitor([_values_of(item, handle) for handle, item in some])
             for (_, item), result in zip(some, results, strict=True):
                 subscribed += self._is_made(item.address, result)
@@ -88,7 +92,7 @@ class Subscription:
         params.RequestedLifetimeCount = max(
             3 * KEEP_ALIVES, round(LIFETIME_MS / self._settings.publishing_ms)
         )
-        params.MaxNotificationsPerPublish = 0
+        params.MaxNotificationsPerPublish = NOTIFICATIONS
         params.PublishingEnabled = True
         request = ua.CreateSubscriptionRequest()
         request.Parameters = params
@@ -121,24 +125,45 @@ class Subscription:
         acknowledged: list[ua.SubscriptionAcknowledgement] = []
         while True:
             await self._points.until_there_is_room()
-            request = ua.PublishRequest()
-            request.Parameters.SubscriptionAcknowledgements = acknowledged
-            async with asyncio.timeout(self._silence_s):
-                data = await self._session._send_request(request, timeout=0)
-            published = read_published(data.read(len(data)))
-            if published.service_result == ua.StatusCodes.BadTooManyPublishRequests:
+            try:
+                published = await self._ask(acknowledged)
+            except ua.uaerrors.BadTooManyPublishRequests:
                 self._publishers -= 1
                 if self._publishers:
                     return  # it takes fewer at a time than this
-            _check(published)
+                raise
             acknowledged = []
-            if published.has_data:
-                at = published.published_us or 0
-                self._progress.begin(at)
-                await self._take(published)
-                self._progress.end(at)
-                acknowledged = [ua.SubscriptionAcknowledgement(self.id, published.sequence)]
-            self._progress.reach(published.published_us)
+            if not published.has_data:
+                self._progress.reach(published.published_us)
+                continue
+            before = self._progress.begin(None if published.has_more else published.published_us)
+            await self._take(published)
+            self._progress.end(before)
+            acknowledged = [ua.SubscriptionAcknowledgement(self.id, published.sequence)]
+
+    async def _ask(self, acknowledged: list[ua.SubscriptionAcknowledgement]) -> Published:
+        """Return what the server answers a Publish request with.
+
+        Raises TimeoutError if it is silent for too long: answers no request at all. A single one
+        waits as many keep-alives as there are requests before it.
+        """
+        request = ua.PublishRequest()
+        request.Parameters.SubscriptionAcknowledgements = acknowledged
+        async with asyncio.timeout(self._silence_s) as wait:
+            self._waiting.add(wait)
+            try:
+                data = await self._session._send_request(request, timeout=0)
+            finally:
+                self._waiting.discard(wait)
+        heard = asyncio.get_running_loop().time()
+        for other in self._waiting:
+            if not other.expired():
+                other.reschedule(heard + self._silence_s)
+        published = read_published(data.read(len(data)))
+        ua.StatusCode(published.service_result).check()
+        if published.status_change is not None:
+            raise Unavailable(f"the subscription: {ua.StatusCode(published.status_change).name}")
+        return published
 
     async def _take(self, published: Published) -> None:
         """Hand over what was published, and return when all of it is durable."""
@@ -170,13 +195,6 @@ def _silence_s(asked_ms: float, made: ua.CreateSubscriptionResult) -> float:
     asked_s = asked_ms * KEEP_ALIVES / 1_000
     revised_s: float = made.RevisedPublishingInterval * made.RevisedMaxKeepAliveCount / 1_000
     return max(LEAST_SILENCE_S, min(2 * revised_s, max(2 * asked_s, LONGEST_SILENCE_S)))
-
-
-def _check(published: Published) -> None:
-    if published.service_result:
-        raise Unavailable(ua.StatusCode(published.service_result).name)
-    if published.status_change is not None:
-        raise Unavailable(f"the subscription: {ua.StatusCode(published.status_change).name}")
 
 
 def _values_of(item: Item, handle: int) -> ua.MonitoredItemCreateRequest:

@@ -28,6 +28,35 @@ _INTEGERS = {
     ua.VariantType.UInt64: (0, 2**64 - 1),
 }
 
+_KINDS = {
+    **{int(each.value): Kind.NUMBER for each in _INTEGERS},
+    **dict.fromkeys(
+        (
+            ua.ObjectIds.Float,
+            ua.ObjectIds.Double,
+            ua.ObjectIds.Number,
+            ua.ObjectIds.Integer,
+            ua.ObjectIds.UInteger,
+            ua.ObjectIds.Enumeration,
+            ua.ObjectIds.Duration,
+        ),
+        Kind.NUMBER,
+    ),
+    ua.ObjectIds.Boolean: Kind.BOOL,
+    **dict.fromkeys(
+        (
+            ua.ObjectIds.String,
+            ua.ObjectIds.DateTime,
+            ua.ObjectIds.UtcTime,
+            ua.ObjectIds.Guid,
+            ua.ObjectIds.LocalizedText,
+            ua.ObjectIds.LocaleId,
+        ),
+        Kind.TEXT,
+    ),
+}
+"""By a type's number in the standard's namespace."""
+
 _QUALITIES = (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD, Quality.BAD)
 """By a StatusCode's severity, its two upper bits."""
 
@@ -107,15 +136,29 @@ def add_value(
     value: bool | int | float | str | None,
     quality: Quality,
     unit: str | None = None,
+    *,
+    kind: Kind | None,
 ) -> None:
-    """Take a value as a point, or refuse it. A bad one without a value keeps its series' kind."""
+    """Take a value as a point, or refuse it.
+
+    A bad one without a value is of its series' kind, else of this one, which the node is said to
+    have. Where neither is known it is no point: it would fix the kind of all that follow.
+    """
     if value is None and quality is Quality.BAD:
         series = source.series.get(metric)
-        kind = Kind.NUMBER if series is None else Kind(series.kind)
-        nothing = "" if kind is Kind.TEXT else NO_VALUE
-        decoded.points.append(Point(metric, ts, kind, nothing, quality, unit))
+        held = kind if series is None else Kind(series.kind)
+        if held is not None:
+            nothing = "" if held is Kind.TEXT else NO_VALUE
+            decoded.points.append(Point(metric, ts, held, nothing, quality, unit))
     else:
         decoded.add(0, metric, ts, value, quality, unit)
+
+
+def kind_of(data_type: ua.NodeId) -> Kind | None:
+    """Return the kind of the values of a node of this type, None if that cannot be told."""
+    if data_type.NamespaceIndex != 0 or not isinstance(data_type.Identifier, int):
+        return None
+    return _KINDS.get(data_type.Identifier)
 
 
 def change_of(handle: int, data: ua.DataValue) -> Change:

@@ -1,6 +1,7 @@
 """Registers: asked for in few requests, and what they mean."""
 
 import struct
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,8 +28,11 @@ def holding(address: int, held: Type = Type.UINT16, **more: Any) -> Register:
 
 
 def test_neighbours_share_a_request_and_those_far_off_do_not() -> None:
-    asked = blocks([holding(10), holding(0), holding(11, Type.FLOAT32), holding(100)])
-    assert asked == [Block(Table.HOLDING, 0, 13), Block(Table.HOLDING, 100, 1)]
+    first, tenth, wide, far = holding(0), holding(10), holding(11, Type.FLOAT32), holding(100)
+    assert blocks([tenth, first, wide, far]) == [
+        Block(Table.HOLDING, 0, 13, (first, tenth, wide)),
+        Block(Table.HOLDING, 100, 1, (far,)),
+    ]
 
 
 def test_each_table_is_asked_on_its_own() -> None:
@@ -50,16 +54,23 @@ registers = st.builds(
 @given(st.lists(registers, min_size=1, max_size=200))
 def test_all_are_covered_whole_and_no_request_is_too_long(asked: list[Register]) -> None:
     found = blocks(asked)
-    for register in asked:
-        assert any(
-            block.table is register.table
-            and block.address <= register.address
-            and register.end <= block.address + block.count
-            for block in found
-        )
     for block in found:
+        for register in block.registers:
+            assert register.table is block.table
+            assert block.address <= register.address
+            assert register.end <= block.address + block.count
         assert 0 < block.count <= (MOST_BITS if block.table.is_bits else MOST_REGISTERS)
-    assert len(found) <= len(asked)
+    # Each is read once, also where it lies within two blocks: it would be stored twice.
+    assert Counter(each for block in found for each in block.registers) == Counter(asked)
+
+
+def test_what_lies_within_two_long_values_is_read_with_one_of_them() -> None:
+    long, longer = holding(0, Type.STRING, length=100), holding(50, Type.STRING, length=100)
+    within = holding(60)
+    assert [block.registers for block in blocks([long, longer, within])] == [
+        (long,),
+        (longer, within),
+    ]
 
 
 @given(
@@ -108,7 +119,7 @@ def test_a_text_ends_where_a_device_ends_it() -> None:
 
 
 def test_a_register_s_own_words_are_found_in_its_block() -> None:
-    block = Block(Table.HOLDING, 10, 5)
+    block = Block(Table.HOLDING, 10, 5, ())
     assert words_of(holding(12, Type.FLOAT32), block, [0, 1, 2, 3, 4]) == [2, 3]
 
 

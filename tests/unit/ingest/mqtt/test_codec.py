@@ -356,8 +356,8 @@ def test_what_a_server_says() -> None:
     assert encode_unsuback(10) == b"\xb0\x02\x00\x0a"
     assert PINGRESP == b"\xd0\x00"
     assert encode_publish(b"a/b", b"") == b"\x30\x05\x00\x03a/b"
-    assert encode_publish(b"a/b", b"x", packet_id=10, qos=1, dup=True, retain=True) == (
-        b"\x3b\x08\x00\x03a/b\x00\x0ax"
+    assert encode_publish(b"a/b", b"x", packet_id=10, qos=1, dup=True) == (
+        b"\x3a\x08\x00\x03a/b\x00\x0ax"
     )
 
 

@@ -1,5 +1,6 @@
 """What a device may do on its connection and what becomes of it, story by story."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -174,9 +175,9 @@ def test_what_a_device_sends_before_its_connack_is_taken_afterwards_in_order() -
     assert device.says(publish("status", b"two")) == []
     assert device.accept() == [
         ACCEPTED,
-        Deliver(Channel.TELEMETRY, b"one", 1, 1, False, came),
+        Deliver(Channel.TELEMETRY, b"one", 1, 1, came),
         Send(b"\xd0\x00"),
-        Deliver(Channel.STATUS, b"two", 0, 0, False, came + timedelta(seconds=2)),
+        Deliver(Channel.STATUS, b"two", 0, 0, came + timedelta(seconds=2)),
     ]
     assert device.is_read_from()
 
@@ -220,7 +221,7 @@ def test_a_device_publishes_to_its_own_topics(channel: Channel, packet_id: int) 
     device = connected()
     qos = 1 if packet_id else 0
     assert device.says(publish(channel, b"{}", packet_id=packet_id)) == [
-        Deliver(channel, b"{}", packet_id, qos, False, NOON)
+        Deliver(channel, b"{}", packet_id, qos, NOON)
     ]
 
 
@@ -356,7 +357,7 @@ def test_a_message_sent_again_after_its_puback_was_lost_keeps_its_time() -> None
     device.acknowledge(1)
     device.wait(5)
     assert device.says(publish(packet_id=1, dup=True)) == [
-        Deliver(Channel.TELEMETRY, b'{"temp":21.5}', 1, 1, True, NOON)
+        Deliver(Channel.TELEMETRY, b'{"temp":21.5}', 1, 1, NOON)
     ]
     assert device.acknowledge(1) == puback(1)
     device.wait(5)
@@ -565,7 +566,7 @@ def test_a_device_unsubscribes() -> None:
 
 
 WILL = (topic("status"), b"gone")
-LAST_WORD = Deliver(Channel.STATUS, b"gone", 0, 0, False, NOON, is_will=True)
+LAST_WORD = Deliver(Channel.STATUS, b"gone", 0, 0, NOON, delay_s=0)
 
 
 def test_a_device_that_takes_its_leave_leaves_no_will() -> None:
@@ -592,7 +593,7 @@ def test_the_will_of_a_silent_or_revoked_device_is_delivered() -> None:
     device = connected(will=WILL, keep_alive=1)
     actions = device.wait(1.5)
     assert isinstance(actions[0], Deliver)
-    assert actions[0].is_will
+    assert actions[0].delay_s == 0
     assert connected(will=WILL).session.close("revoked", NOON) == [
         LAST_WORD,
         Close(Cause.ENDED, "revoked"),
@@ -670,3 +671,44 @@ def test_a_device_has_so_many_subscriptions_and_no_more() -> None:
     assert device.says(subscribe(3, (b"spBv1.0/plant/DCMD/edge/7", 0))) == [
         Send(b"\x90\x03\x00\x03\x00")
     ]
+
+
+def test_a_device_has_few_subscriptions_with_a_wildcard() -> None:
+    device = connected()
+    for number in range(32):
+        assert device.says(subscribe(1, (b"spBv1.0/plant/DCMD/edge-%d/#" % number, 1))) == [
+            Send(b"\x90\x03\x00\x01\x01")
+        ]
+    wanted = topic("commands") + b"/#"
+    assert device.says(subscribe(2, (wanted, 1))) == [Send(b"\x90\x03\x00\x02\x80")]
+    assert not device.session.is_subscribed
+    device.says(unsubscribe(3, b"spBv1.0/plant/DCMD/edge-7/#"))
+    assert device.says(subscribe(4, (wanted, 1)))[1:] == [Subscribed()]
+
+
+def test_of_two_subscriptions_to_its_commands_each_is_enough() -> None:
+    device = connected()
+    exactly, below = topic("commands"), topic("commands") + b"/#"
+    assert device.says(subscribe(1, (exactly, 1), (below, 0)))[1:] == [Subscribed()]
+    command = device.session.publish_command(uuid4(), b"go", qos=2)
+    assert command is not None
+    assert command.data == publish("commands", b"go", packet_id=1)
+    assert Unsubscribed() not in device.says(unsubscribe(2, exactly))
+    assert device.says(unsubscribe(3, below))[1:] == [Unsubscribed()]
+
+
+def test_who_has_many_long_subscriptions_may_change_them_often() -> None:
+    device = connected(max_packet_size=2_000_000, messages_per_second=1e9, burst=1e9)
+    long = b"spBv1.0/plant/DCMD/" + b"/".join([b"x"] * 500)
+    for number in range(1_060):
+        device.says(subscribe(1, (long + b"/%d" % number, 1)))
+    device.says(subscribe(1, *((b"spBv1.0/%d/DCMD/%s/+" % (n, long[19:]), 1) for n in range(32))))
+    name = topic("commands")
+    changes = [subscribe(1, (name, 1)), unsubscribe(1, name), unsubscribe(1, b"never")] * 300
+    began = time.process_time()
+    actions = device.says(*changes)
+    assert [type(action) for action in actions] == [
+        *[Send, Subscribed, Send, Unsubscribed, Send] * 300
+    ]
+    # Hundredths of a second; many seconds, were all that it has subscribed to looked at each time.
+    assert time.process_time() - began < 1

@@ -39,8 +39,8 @@ def exactly_once(packet_id: int, payload: bytes = b"{}", *, dup: bool = False) -
     return publish(payload=payload, packet_id=packet_id, qos=2, dup=dup)
 
 
-def delivery(packet_id: int, payload: bytes = b"{}", *, dup: bool = False) -> Deliver:
-    return Deliver(Channel.TELEMETRY, payload, packet_id, 2, dup, NOON)
+def delivery(packet_id: int, payload: bytes = b"{}") -> Deliver:
+    return Deliver(Channel.TELEMETRY, payload, packet_id, 2, NOON)
 
 
 def resumed(kept: Kept | None, **limits: float) -> tuple[Conversation, list[Action]]:
@@ -139,7 +139,7 @@ def test_what_was_received_and_not_released_is_known_to_the_next_connection() ->
     assert again.says(exactly_once(1, dup=True)) == [Send(pubrec(1))]
     # The second was not safe: it is taken again, and has the time it came first.
     assert again.says(exactly_once(2, dup=True)) == [
-        Deliver(Channel.TELEMETRY, b"{}", 2, 2, True, NOON + timedelta(microseconds=1))
+        Deliver(Channel.TELEMETRY, b"{}", 2, 2, NOON + timedelta(microseconds=1))
     ]
     assert again.says(pubrel(1)) == [Send(pubcomp(1))]
 
@@ -208,8 +208,8 @@ def test_a_command_sent_twice_on_one_connection_is_written_once() -> None:
 # Quota
 
 
-def limited(keep_alive: int = 60) -> Conversation:
-    return connected(keep_alive=keep_alive, messages_per_second=10, burst=20, over_quota_s=60)
+def limited(keep_alive: int = 60, burst: int = 20) -> Conversation:
+    return connected(keep_alive=keep_alive, messages_per_second=10, burst=burst, over_quota_s=60)
 
 
 def flood(count: int) -> bytes:
@@ -250,6 +250,42 @@ def test_a_device_that_comes_to_its_senses_is_forgiven() -> None:
     assert device.is_read_from()
     device.says(flood(40))
     assert device.wait(1) == []
+
+
+def test_a_device_that_keeps_its_rate_after_a_burst_is_not_cut_off() -> None:
+    device = limited(keep_alive=0, burst=200)
+    device.says(flood(201))
+    for _ in range(120):
+        # Nearly all that it may, so that hardly anything is left over to make up for its burst.
+        device.wait(1)
+        if device.is_read_from():
+            assert len(device.says(flood(9))) == 9
+    assert device.is_read_from()
+
+
+def test_a_device_over_its_quota_now_and_then_is_not_cut_off() -> None:
+    device = limited(keep_alive=0, burst=200)
+    for count in (600, 400, 400):
+        device.says(flood(count))
+        for _ in range(45):
+            assert device.wait(1) == []
+    device.says(flood(1_000))
+    ended: list[Action] = []
+    for _ in range(61):
+        ended = ended or device.wait(1)
+    assert closing(Cause.OVER_QUOTA, ended)
+
+
+def test_a_large_message_counts_as_one_for_each_thousand_bytes() -> None:
+    device = limited()
+    topics = (b"telemetry", b"attributes")
+    for packet_id, name in enumerate(topics, 1):
+        # As twenty together, which is the burst.
+        payload = b"x" * 9_001
+        device.says(publish(name.decode(), payload=payload, packet_id=packet_id))
+        assert device.is_read_from()
+    device.says(publish(payload=b"x" * 1_000, packet_id=3))
+    assert not device.is_read_from()
 
 
 def test_an_ended_session_says_nothing_more() -> None:

@@ -60,6 +60,7 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
         # What the device knows of its packet ids: their payloads.
         self.unanswered: dict[int, bytes] = {}
         self.answered: dict[int, bytes] = {}
+        self.sent_again: set[int] = set()
         self.first_received: dict[tuple[int, bytes], list[datetime]] = {}
         self.is_subscribed = False
         self.commands: set[int] = set()
@@ -75,10 +76,10 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
                 case Authenticate():
                     assert not self.has_connected
                     self.has_connected = True
-                case Deliver(is_will=True):
+                case Deliver(delay_s=int()):
                     assert self.has_will
                     self.has_will = False
-                case Deliver(_, payload, packet_id, 1, dup, received_at):
+                case Deliver(_, payload, packet_id, 1, received_at):
                     assert self.is_accepted
                     assert packet_id not in self.open
                     self.open.append(packet_id)
@@ -86,7 +87,7 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
                     # Those of one segment follow each other by a microsecond.
                     assert received_at < self.at + timedelta(milliseconds=1)
                     if received_at in times:
-                        assert dup or received_at >= self.at
+                        assert packet_id in self.sent_again or received_at >= self.at
                     times.append(received_at)
                 case Deliver(packet_id=packet_id, qos=qos):
                     assert self.is_accepted
@@ -128,12 +129,15 @@ class DeviceAndEndpoint(RuleBasedStateMachine):
     def publishes(self, packet_id: int, payload: bytes) -> None:
         if packet_id not in self.unanswered:
             self.unanswered[packet_id] = payload
+            if not self.wire:
+                self.sent_again.discard(packet_id)
             self.writes(publish(packet_id=packet_id, payload=payload))
 
     @rule(packet_id=few_packet_ids)
     def publishes_again(self, packet_id: int) -> None:
         if packet_id in self.unanswered:
             payload = self.unanswered[packet_id]
+            self.sent_again.add(packet_id)
             self.writes(publish(packet_id=packet_id, payload=payload, dup=True))
 
     @rule(packet_id=few_packet_ids)

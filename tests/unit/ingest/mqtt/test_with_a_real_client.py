@@ -156,12 +156,10 @@ def test_a_client_comes_in_publishes_and_is_acknowledged(new_line: Callable[...,
     actions = line.pass_on()
     assert actions == [
         *(
-            Deliver(
-                Channel.TELEMETRY, b'{"temp":%d}' % n, message.mid, 1, False, NOON + n * MICROSECOND
-            )
+            Deliver(Channel.TELEMETRY, b'{"temp":%d}' % n, message.mid, 1, NOON + n * MICROSECOND)
             for n, message in enumerate(messages)
         ),
-        Deliver(Channel.ALERTS, b"", 0, 0, False, NOON + 15 * MICROSECOND),
+        Deliver(Channel.ALERTS, b"", 0, 0, NOON + 15 * MICROSECOND),
     ]
     assert last.is_published()
     assert not any(message.is_published() for message in messages)
@@ -195,7 +193,7 @@ def test_a_client_that_is_gone_leaves_its_will(new_line: Callable[..., Line]) ->
     line = new_line()
     line.come_in()
     assert line.session.connection_lost(NOON) == [
-        Deliver(Channel.STATUS, b"gone", 0, 0, False, NOON, is_will=True),
+        Deliver(Channel.STATUS, b"gone", 0, 0, NOON, delay_s=0),
         Close(Cause.LOST, "connection lost"),
     ]
 
@@ -217,7 +215,7 @@ def test_a_client_sends_again_what_was_not_acknowledged_and_it_keeps_its_time(
     line.carry_out(line.session.accepted(0.0, receipts=receipts))
     later = NOON + timedelta(minutes=1)
     assert line.session.receive(line.ours.recv(65_536), later, 60.0) == [
-        Deliver(Channel.TELEMETRY, b"21.5", message.mid, 1, True, NOON)
+        Deliver(Channel.TELEMETRY, b"21.5", message.mid, 1, NOON)
     ]
     line.send(line.session.acknowledge([message.mid], 60.0))
     assert message.is_published()

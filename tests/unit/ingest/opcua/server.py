@@ -8,6 +8,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from asyncua import ua
+from asyncua.client.ua_client import UASocketProtocol
 from asyncua.common.utils import Buffer
 from asyncua.ua.ua_binary import struct_to_binary
 
@@ -26,6 +27,7 @@ class Server:
     def __init__(self, answer: Callable[[Any], Any]) -> None:
         """`answer` makes an answer of each request; None where there shall be none."""
         self._answer = answer
+        self._protocol = UASocketProtocol()
         self.asked: list[Any] = []
 
     @property
@@ -38,7 +40,9 @@ class Server:
         answer = self._answer(request)
         if answer is None:
             await asyncio.Event().wait()
-        return Buffer(bytes(struct_to_binary(answer)))
+        data = Buffer(bytes(struct_to_binary(answer)))
+        self._protocol.check_answer(data, "")  # raises what a ServiceFault says, as for any request
+        return data
 
     async def browse(self, params: Any) -> list[Any]:
         """Answer one question."""
@@ -74,6 +78,7 @@ def a_connector(memory: Memory | None = None, **settings: Any) -> Connector:
         version=1,
         devices=cast(Any, None),
         reach=Reach(),
+        memory=dict(memory or {}),
         remember=(Memory() if memory is None else memory).keep,
     )
 

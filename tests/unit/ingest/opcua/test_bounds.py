@@ -7,8 +7,15 @@ from itertools import repeat
 
 import pytest
 from asyncua import ua
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary
 
-from services.ingest.protocols.opcua.bounds import CHUNK_BYTES, MOST_CHUNKS, BoundedProtocol
+from services.ingest.protocols.opcua.bounds import (
+    CHUNK_BYTES,
+    MOST_CHUNKS,
+    MOST_ELEMENTS,
+    BoundedProtocol,
+)
 
 MIB = 1024 * 1024
 
@@ -77,3 +84,23 @@ async def test_a_long_message_in_many_parts_is_taken() -> None:
     protocol.data_received(b"MSGF" + last[4:])
     assert not socket.is_closed
     assert len(await waiting) == 101 * 8_000
+
+
+def test_what_lies_within_an_array_counts_with_it() -> None:
+    def answer(parts: int, each: int) -> Buffer:
+        change = ua.DataChangeNotification()
+        change.MonitoredItems = [ua.MonitoredItemNotification() for _ in range(each)]
+        response = ua.PublishResponse()
+        response.Parameters.NotificationMessage.NotificationData = [change] * parts
+        return Buffer(bytes(struct_to_binary(response)))
+
+    struct_from_binary(ua.PublishResponse, answer(4, 1_000))
+    with pytest.raises(ua.UaError, match="more than"):
+        struct_from_binary(ua.PublishResponse, answer(30, 1_000))
+    struct_from_binary(ua.PublishResponse, answer(4, 1_000))
+
+
+def test_the_numbers_of_a_spectrum_are_as_many_as_there_is_room_for() -> None:
+    spectrum = struct_to_binary(ua.DataValue(ua.Variant([1.0] * 2 * MOST_ELEMENTS)))
+    read = struct_from_binary(ua.DataValue, Buffer(bytes(spectrum)))
+    assert len(read.Value.Value) == 2 * MOST_ELEMENTS

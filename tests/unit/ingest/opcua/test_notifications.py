@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.ingest.protocols.opcua import notifications
 from services.ingest.protocols.opcua.alarms import Alarm, alarm_of, severity_of
+from services.ingest.protocols.opcua.bounds import MOST_ELEMENTS
 from services.ingest.protocols.opcua.notifications import read_published
 from services.ingest.protocols.opcua.values import OVERFLOW, Unsupported
 
@@ -109,17 +110,32 @@ def test_a_keep_alive_has_nothing_to_acknowledge() -> None:
     assert not read_published(bytes(struct_to_binary(response))).has_data
 
 
-def test_a_fault_and_a_subscription_that_ended_are_told() -> None:
+def test_what_is_no_answer_is_refused_and_a_subscription_that_ended_is_told() -> None:
     fault = ua.ServiceFault()
-    fault.ResponseHeader.ServiceResult = ua.StatusCode(ua.StatusCodes.BadNoSubscription)
-    told = read_published(bytes(struct_to_binary(fault)))
-    assert told.service_result == ua.StatusCodes.BadNoSubscription
+    with pytest.raises(ua.UaError, match="no answer"):
+        read_published(bytes(struct_to_binary(fault)))
     response = ua.PublishResponse()
     ended = ua.StatusChangeNotification(ua.StatusCode(ua.StatusCodes.BadTimeout))
     response.Parameters.NotificationMessage.NotificationData = [ended]
     assert read_published(bytes(struct_to_binary(response))).status_change == (
         ua.StatusCodes.BadTimeout
     )
+
+
+@pytest.mark.parametrize("has_more", [True, False])
+def test_that_there_is_more_is_told_however_it_is_read(has_more: bool) -> None:
+    response = ua.PublishResponse()
+    response.Parameters.MoreNotifications = has_more
+    written = bytes(struct_to_binary(response))
+    assert read_published(written).has_more is has_more
+    assert notifications._read_any(written).has_more is has_more
+
+
+@pytest.mark.parametrize("filler", [ua.DataValue(ua.Variant(1.0)), ua.DataValue(ua.Variant([1.0]))])
+def test_more_than_can_be_read_while_all_others_wait_is_refused(filler: ua.DataValue) -> None:
+    assert len(read_published(notification(*[filler] * 1_000)).changes) == 1_000
+    with pytest.raises(ua.UaError, match="more than"):
+        read_published(notification(*[filler] * (MOST_ELEMENTS + 1)))
 
 
 @given(cut=st.integers(0, 400), flip=st.integers(0, 399), byte=st.integers(0, 255))

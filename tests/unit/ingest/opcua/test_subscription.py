@@ -1,14 +1,19 @@
 """Our subscription, before a server that means harm: whatever it answers, for ever, has an end."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from asyncua import ua
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import struct_to_binary
 
-from libs.common.errors import Unavailable
-from services.ingest.protocols.opcua.health import Health
+from services.ingest.protocols.health import Health
+from services.ingest.protocols.opcua.bounds import MOST_ELEMENTS
 from services.ingest.protocols.opcua.items import Items
 from services.ingest.protocols.opcua.notifications import Published
 from services.ingest.protocols.opcua.points import Points
@@ -23,6 +28,7 @@ class HeldSubscription(Subscription):
 
     durable: dict[int, asyncio.Event]
     progress: Progress
+    server: Server
 
     async def _take(self, published: Published) -> None:
         await self.durable[published.sequence].wait()
@@ -48,6 +54,7 @@ def a_subscription(server: Server, memory: Memory | None = None) -> HeldSubscrip
 def published(sequence: int) -> ua.PublishResponse:
     """Return a notification of one value, published so many seconds after noon."""
     response = ua.PublishResponse()
+    response.Parameters.MoreNotifications = False
     message = response.Parameters.NotificationMessage
     message.SequenceNumber = sequence
     message.PublishTime = NOON + timedelta(seconds=sequence)
@@ -57,40 +64,59 @@ def published(sequence: int) -> ua.PublishResponse:
     return response
 
 
-async def test_what_is_not_durable_yet_is_read_again_though_what_came_after_it_is() -> None:
-    answers = [published(1), published(2), published(3)]
-    server = Server(lambda request: answers.pop(0) if answers else None)
-    memory = Memory()
-    subscription = a_subscription(server, memory)
+def seconds_after_noon(us: int | None) -> float | None:
+    return None if us is None else us / 1_000_000 - NOON.timestamp()
+
+
+@asynccontextmanager
+async def three_under_way(*answers: ua.PublishResponse) -> AsyncIterator[HeldSubscription]:
+    """Publish three notifications, of which none is durable yet; all was, that came until noon."""
+    left = list(answers)
+    server = Server(lambda request: left.pop(0) if left else None)
+    subscription = a_subscription(server, Memory(until=round(NOON.timestamp() * 1_000_000)))
     subscription.durable = {number: asyncio.Event() for number in (1, 2, 3)}
+    subscription.server = server
     subscription._silence_s = 60
     subscription.progress.is_caught_up = True
     tasks = [asyncio.create_task(subscription._publish()) for _ in range(3)]
-
-    async def upto(seconds: int, acknowledged: int) -> None:
-        """Wait until so many are acknowledged; then all up to that time is remembered as durable."""
-        await until(lambda: len(server.asked) == 3 + acknowledged, "it asks for more")
-        assert memory["until"] / 1_000_000 - NOON.timestamp() == seconds
-
     try:
         await until(lambda: len(subscription.progress._under_way) == 3, "all are under way")
-        assert not memory
-        subscription.durable[3].set()
-        await upto(1, acknowledged=1)
-        subscription.durable[1].set()
-        await upto(1, acknowledged=2)
-        subscription.durable[2].set()
-        await upto(2, acknowledged=3)
+        yield subscription
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    acknowledged = [
-        each.SequenceNumber
-        for request in server.asked
-        for each in request.Parameters.SubscriptionAcknowledgements
-    ]
+
+
+async def made_durable(subscription: HeldSubscription, sequence: int) -> float | None:
+    """Let one be durable; return up to when all is then, in seconds after noon."""
+    asked = len(subscription.server.asked)
+    subscription.durable[sequence].set()
+    await until(lambda: len(subscription.server.asked) > asked, "it is acknowledged")
+    return seconds_after_noon(subscription.progress.until)
+
+
+async def test_what_is_not_durable_yet_is_read_again_though_what_came_after_it_is() -> None:
+    async with three_under_way(published(1), published(2), published(3)) as subscription:
+        assert await made_durable(subscription, 3) == 0
+        # What the second holds may have changed right after the first was published.
+        assert await made_durable(subscription, 1) == 1
+        assert await made_durable(subscription, 2) == 3
+        acknowledged = [
+            each.SequenceNumber
+            for request in subscription.server.asked
+            for each in request.Parameters.SubscriptionAcknowledgements
+        ]
     assert acknowledged == [3, 1, 2]
+
+
+async def test_what_the_next_notification_brings_has_changed_before_this_one() -> None:
+    first, second = published(1), published(2)
+    first.Parameters.MoreNotifications = second.Parameters.MoreNotifications = True
+    async with three_under_way(first, second, published(3)) as subscription:
+        assert await made_durable(subscription, 1) == 0
+        assert await made_durable(subscription, 2) == 0
+        assert await made_durable(subscription, 3) == 3
 
 
 @pytest.mark.parametrize("revised_ms", [1e300, float("inf"), float("nan"), -1.0])
@@ -116,15 +142,67 @@ async def test_a_server_that_says_nothing_any_more_is_given_up() -> None:
 
 
 async def test_a_server_that_takes_fewer_questions_at_a_time_keeps_one() -> None:
-    def too_many(_: Any) -> ua.PublishResponse:
-        response = ua.PublishResponse()
-        response.ResponseHeader.ServiceResult = ua.StatusCode(
-            ua.StatusCodes.BadTooManyPublishRequests
-        )
-        return response
+    def too_many(_: Any) -> ua.ServiceFault:
+        fault = ua.ServiceFault()
+        fault.ResponseHeader.ServiceResult = ua.StatusCode(ua.StatusCodes.BadTooManyPublishRequests)
+        return fault
 
     subscription = a_subscription(Server(too_many))
     for _ in range(3):
         await subscription._publish()
-    with pytest.raises(Unavailable, match="BadTooManyPublishRequests"):
+    with pytest.raises(ua.uaerrors.BadTooManyPublishRequests):
         await subscription._publish()
+
+
+async def test_each_answer_is_a_sign_of_life_for_all_requests_that_wait() -> None:
+    may_answer = asyncio.Event()
+
+    class Slow(Server):
+        async def _send_request(self, request: Any, timeout: float = 0) -> Buffer:
+            if self.asked:
+                return await super()._send_request(request, timeout)
+            self.asked.append(request)
+            await may_answer.wait()
+            return Buffer(bytes(struct_to_binary(ua.PublishResponse())))
+
+    subscription = a_subscription(Slow(lambda _: None))
+    subscription._silence_s = 60
+    first = asyncio.create_task(subscription._ask([]))
+    second = asyncio.create_task(subscription._ask([]))
+    try:
+        await until(lambda: len(subscription._waiting) == 2, "two requests wait")
+        given_up_at = max(wait.when() or 0 for wait in subscription._waiting)
+        may_answer.set()
+        await first
+        (wait,) = subscription._waiting
+        assert (wait.when() or 0) > given_up_at
+    finally:
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+
+
+async def test_so_many_notifications_are_asked_for_as_are_taken() -> None:
+    server = Server(lambda _: ua.CreateSubscriptionResponse())
+    await a_subscription(server).create()
+    (request,) = server.asked
+    assert 0 < request.Parameters.MaxNotificationsPerPublish <= MOST_ELEMENTS / 2
+
+
+async def test_time_alone_is_not_remembered_with_each_answer_but_what_goes_on_is() -> None:
+    remembered: list[dict[str, Any]] = []
+    progress = Progress(replace(a_connector(), remember=remembered.append))
+    progress.is_caught_up = True
+    for us in range(1, 100):
+        progress.reach(us)
+    assert remembered == [{"until": 1}]
+    progress.begins("press", "oil low")
+    progress.begins("press", "oil low")
+    progress.reach(100)
+    progress.reach(101)
+    assert remembered[1:] == [{"until": 100, "alarms": [("press", "oil low")]}]
+    progress.ends("press", "oil low")
+    progress.reach(102)
+    progress.reach(103)
+    assert remembered[2:] == [{"until": 102}]
+    progress.leave()
+    assert remembered[3:] == [{"until": 103}]

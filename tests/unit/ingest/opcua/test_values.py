@@ -12,6 +12,7 @@ from services.ingest.domain.payload import Decoded
 from services.ingest.protocols.opcua.values import (
     Unsupported,
     add_value,
+    kind_of,
     quality_of,
     scalar_of,
     status_of,
@@ -42,13 +43,28 @@ def test_the_severity_of_a_status_is_the_quality(status: int, quality: Quality) 
 def test_a_bad_value_without_a_value_keeps_its_series_kind() -> None:
     known = source(level=Kind.NUMBER, running=Kind.BOOL, state=Kind.TEXT)
     decoded = Decoded(0)
-    for metric in ("level", "running", "state", "new"):
-        add_value(decoded, known, metric, 1, None, Quality.BAD)
-    assert [point.kind for point in decoded.points] == [
-        Kind.NUMBER,
-        Kind.BOOL,
-        Kind.TEXT,
-        Kind.NUMBER,
+    for metric in ("level", "running", "state"):
+        add_value(decoded, known, metric, 1, None, Quality.BAD, kind=Kind.NUMBER)
+    assert [point.kind for point in decoded.points] == [Kind.NUMBER, Kind.BOOL, Kind.TEXT]
+    assert not decoded.refused
+
+
+def test_a_first_value_that_is_bad_and_empty_is_of_the_kind_its_node_has_or_waits() -> None:
+    decoded = Decoded(0)
+    for metric, data_type in (
+        ("level", ua.NodeId(ua.ObjectIds.Float)),
+        ("running", ua.NodeId(ua.ObjectIds.Boolean)),
+        ("state", ua.NodeId(ua.ObjectIds.String)),
+        ("since", ua.NodeId(ua.ObjectIds.UtcTime)),
+        ("anything", ua.NodeId(ua.ObjectIds.BaseDataType)),
+        ("theirs", ua.NodeId(1, 2)),
+    ):
+        add_value(decoded, source(), metric, 1, None, Quality.BAD, kind=kind_of(data_type))
+    assert [(point.metric, point.kind) for point in decoded.points] == [
+        ("level", Kind.NUMBER),
+        ("running", Kind.BOOL),
+        ("state", Kind.TEXT),
+        ("since", Kind.TEXT),
     ]
     assert not decoded.refused
 

@@ -1,4 +1,4 @@
-"""How a connection to a server does, in words that the tenant reads."""
+"""How a connection out does, in words that the tenant reads."""
 
 from services.ingest.domain.connector import State
 from services.ingest.usecases.connectors import Report

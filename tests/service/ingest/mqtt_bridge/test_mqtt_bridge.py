@@ -2,196 +2,50 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import aiomqtt
 import cbor2
 import pytest
-import trustme
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as MqttProperties
 
-from deploy.local.mosquitto import Mosquitto, find_mosquitto
-from deploy.local.processes import free_port
-from libs.common.auth.principal import KeySource
+from deploy.local.mosquitto import Mosquitto
 from libs.common.bus.local import LocalBus
-from libs.common.clock import SystemClock
 from libs.common.errors import Unavailable
 from libs.common.events.base import to_message
 from libs.common.events.tenancy import TenantUpdated
 from libs.common.historian.point import Quality
-from services.ingest.app import build
-from services.ingest.domain.command import Delivered, Outgoing
+from services.ingest.domain.device import Source
 from services.ingest.domain.formats import sniff
-from services.ingest.domain.protocol import PayloadFormat, Protocol
-from services.ingest.domain.sparkplug import NAMESPACE
-from services.ingest.domain.sparkplug_payload import Payload
-from services.ingest.protocols import mqtt_bridge, mqtt_client, sparkplug_host
+from services.ingest.domain.protocol import PayloadFormat
+from services.ingest.protocols import mqtt_bridge
 from services.ingest.protocols.mqtt import reading
 from services.ingest.protocols.mqtt_bridge import Bridge
 from services.ingest.protocols.mqtt_client import MqttClient
 from services.ingest.protocols.sparkplug_host import SparkplugHost
-from services.ingest.settings import Settings
 from services.ingest.usecases import connectors
-from tests.database import DatabaseUrls, PrincipalHeaders
-from tests.reading_times import next_ms
+from services.ingest.usecases.inlet import Inlet
+from tests.database import PrincipalHeaders
 from tests.servers import SharedServer
-from tests.service.ingest.conftest import World, running
+from tests.service.ingest.conftest import World
+from tests.service.ingest.mqtt_bridge.conftest import (
+    BridgeTo,
+    change,
+    connector_of,
+    publish,
+    publish_to,
+    reasons,
+    site,
+    topics,
+    until_quarantined,
+    until_state,
+    until_up,
+)
 from tests.waiting import until
-
-Broker: TypeAlias = SharedServer | Mosquitto
-BridgeTo: TypeAlias = "Callable[..., AbstractAsyncContextManager[World]]"
-
-
-OF_INGEST = ("mqtt_packet_bytes", "quarantine_entry_bytes")
-
-
-@pytest.fixture
-def bridges(monkeypatch: pytest.MonkeyPatch) -> list[Bridge]:
-    """All bridges that ran, the newest last."""
-    bridges: list[Bridge] = []
-    run = Bridge.run
-
-    async def note(bridge: Bridge) -> None:
-        bridges.append(bridge)
-        await run(bridge)
-
-    monkeypatch.setattr(Bridge, "run", note)
-    return bridges
-
-
-@pytest.fixture
-def bridge_to(
-    settings: Settings,
-    bus: LocalBus,
-    keys: KeySource,
-    database_urls: DatabaseUrls,
-    principal_headers: PrincipalHeaders,
-    no_connectors_left: None,
-) -> BridgeTo:
-    """Run an ingest that a tenant has told to listen to a broker."""
-
-    @asynccontextmanager
-    async def run(url: str, **update: object) -> AsyncIterator[World]:
-        tenant_id = uuid4()
-        own = settings.model_copy(
-            update={key: update.pop(key) for key in OF_INGEST if key in update}
-        )
-        app = build(own, bus, SystemClock(), keys=keys)
-        async with running(
-            app, bus, database_urls, tenant_id, principal_headers(tenant_id)
-        ) as world:
-            settings_of_it = {
-                "url": url,
-                "topics": [{"topic": f"plant/{tenant_id}/{{device}}/telemetry"}],
-                **update,
-            }
-            answer = await world.http.post(
-                "/api/v1/connectors",
-                json={"name": "the site", "kind": "mqtt", "settings": settings_of_it},
-                headers=world.headers,
-            )
-            assert answer.status_code == 201, answer.text
-            yield world
-
-    return run
-
-
-@pytest.fixture
-async def bridged(bridge_to: BridgeTo, mosquitto_server: SharedServer) -> AsyncIterator[World]:
-    """An ingest whose bridge is up, to the broker of all tests."""
-    async with bridge_to(mosquitto_server.url) as world:
-        await until_up(world)
-        yield world
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A broker of the test's own, which may be stopped."""
-    broker = Mosquitto(tmp_path / "mosquitto", find_mosquitto())
-    broker.start()
-    yield broker
-    broker.stop()
-
-
-async def connector_of(world: World) -> dict[str, Any]:
-    """Return the tenant's connector as it is shown."""
-    answer = await world.http.get("/api/v1/connectors", headers=world.headers)
-    found: dict[str, Any] = answer.json()["items"][0]
-    return found
-
-
-async def until_state(world: World, *states: str) -> dict[str, Any]:
-    async def is_so() -> bool:
-        return (await connector_of(world))["state"] in states
-
-    await until(is_so, f"the bridge is {states}")
-    return await connector_of(world)
-
-
-async def until_up(world: World) -> None:
-    await until_state(world, "connected", "degraded")
-
-
-async def change(world: World, **body: object) -> None:
-    connector = await connector_of(world)
-    answer = await world.http.patch(
-        f"/api/v1/connectors/{connector['id']}", json=body, headers=world.headers
-    )
-    assert answer.status_code == 200, answer.text
-
-
-async def topics(world: World, *topics: dict[str, object], **settings: object) -> None:
-    """Tell the bridge to listen to other topics, and wait until it does."""
-    was = await connector_of(world)
-    await change(world, settings={**was["settings"], "topics": topics, **settings})
-    version = was["version"] + 1
-
-    async def does() -> bool:
-        [row] = await world.query(
-            "SELECT version, state, state_at >= updated_at AS is_new FROM ingest.connectors"
-            " WHERE id = $1",
-            UUID(was["id"]),
-        )
-        return (row["version"], row["state"], row["is_new"]) == (version, "connected", True)
-
-    await until(does, "the bridge listens to other topics")
-
-
-async def reasons(world: World, device_id: UUID) -> list[str]:
-    """Return why messages of the device are in quarantine, newest first."""
-    listed = await world.http.get(
-        f"/api/v1/telemetry/quarantine?device_id={device_id}", headers=world.headers
-    )
-    return [entry["reason"] for entry in listed.json()["items"]]
-
-
-async def until_quarantined(world: World, device_id: UUID, *expected: str) -> None:
-    async def are_there() -> bool:
-        return await reasons(world, device_id) == list(expected)
-
-    await until(are_there, f"{expected} in quarantine")
-
-
-def site(server: Broker) -> aiomqtt.Client:
-    parts = urlsplit(server.url)
-    return aiomqtt.Client(parts.hostname or "", parts.port or 1883, identifier=f"plc-{uuid4()}")
-
-
-async def publish(world: World, server: Broker, device_id: UUID, *payloads: str | bytes) -> None:
-    await publish_to(server, f"plant/{world.tenant_id}/{device_id}/telemetry", *payloads)
-
-
-async def publish_to(server: Broker, topic: str, *payloads: str | bytes) -> None:
-    async with site(server) as plc:
-        for payload in payloads:
-            await plc.publish(topic, payload, qos=1)
 
 
 async def test_what_a_plc_tells_its_own_broker_is_stored(
@@ -487,68 +341,6 @@ async def test_what_cannot_be_looked_up_now_comes_again(
     assert await reasons(bridged, device_id) == []
 
 
-class SecureBroker:
-    """A Mosquitto that listens by TLS too, and the CA of its certificate."""
-
-    def __init__(self, directory: Path) -> None:
-        ca = trustme.CA()
-        certificate = ca.issue_cert("127.0.0.1")
-        self.ca = directory / "ca.pem"
-        ca.cert_pem.write_to_path(self.ca)
-        served = directory / "server.pem"
-        certificate.private_key_and_cert_chain_pem.write_to_path(served)
-        port = free_port()
-        self.broker = Mosquitto(
-            directory / "mosquitto",
-            find_mosquitto(),
-            config=(
-                f"listener {port} 127.0.0.1",
-                f"certfile {served}",
-                f"keyfile {served}",
-            ),
-        )
-        self.url = f"mqtts://127.0.0.1:{port}"
-
-
-@pytest.fixture
-def secure(tmp_path: Path) -> Iterator[SecureBroker]:
-    secure = SecureBroker(tmp_path)
-    secure.broker.start()
-    yield secure
-    secure.broker.stop()
-
-
-async def test_the_bridge_speaks_tls_and_trusts_whom_it_is_told_to(
-    bridge_to: BridgeTo, secure: SecureBroker, tmp_path: Path
-) -> None:
-    async with bridge_to(secure.url, ca=secure.ca.read_text()) as world:
-        await until_up(world)
-        device_id, _ = await world.device()
-        await publish(world, secure.broker, device_id, '{"temp": 1}')
-        await world.until_stored(device_id, 1)
-
-
-# paho leaves a socket whose handshake failed to the garbage collector, which says so.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
-@pytest.mark.parametrize("trusted", ["another CA", "those of the system", "another name"])
-async def test_the_bridge_connects_to_no_broker_it_does_not_trust(
-    bridge_to: BridgeTo,
-    secure: SecureBroker,
-    tmp_path: Path,
-    trusted: str,
-) -> None:
-    url, ca = secure.url, secure.ca
-    if trusted == "another CA":
-        ca = tmp_path / "other.pem"
-        trustme.CA().cert_pem.write_to_path(ca)
-    elif trusted == "another name":
-        url = url.replace("127.0.0.1", "localhost")
-    own = {} if trusted == "those of the system" else {"ca": ca.read_text()}
-    async with bridge_to(url, **own) as world:
-        failed = await until_state(world, "failed")
-        assert "certificate verify failed" in failed["reason"].lower()
-
-
 async def test_a_site_s_own_tree_is_read_by_its_template(
     bridged: World, mosquitto_server: SharedServer
 ) -> None:
@@ -595,9 +387,60 @@ async def test_a_machine_s_alarm_and_status_come_through_the_bridge(
         return (device["status"], device["status_reason"]) == ("online", "says so")
 
     await until(is_online, "the device is online")
+    alarm = '{"severity": "high", "message": "oil low", "key": "oil"}'
+    await publish_to(mosquitto_server, f"{root}/press/alerts", alarm)
+    said: list[Any] = []
+
+    async def is_said() -> bool:
+        rows = await bridged.query(
+            "SELECT convert_from(body, 'utf-8') AS body FROM bus.log"
+            " WHERE type = 'device.alert_reported.v1' AND tenant_id = $1",
+            bridged.tenant_id,
+        )
+        said[:] = [json.loads(row["body"]) for row in rows]
+        return bool(said)
+
+    await until(is_said, "the alarm is said")
+    told = [(each["device_id"], each["severity"], each["message"]) for each in said]
+    assert told == [(str(device_id), "high", "oil low")]
     await publish_to(mosquitto_server, f"{root}/press/gossip", "1")
     degraded = await until_state(bridged, "degraded")
     assert "fit no template" in degraded["reason"]
+
+
+async def test_a_device_that_is_looked_up_twice_at_once_has_one_way_in(
+    bridge_to: BridgeTo,
+    broker: Mosquitto,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what it says, and as one that is named in the settings and can be sent commands."""
+    asked, made = asyncio.Event(), []
+    source_of = Bridge._source_of
+
+    async def wait_for_the_other(bridge: Bridge, name: str) -> Source | None:
+        looking.append(name)
+        if len(looking) == 2:
+            asked.set()
+        await asked.wait()
+        return await source_of(bridge, name)
+
+    class Noted(Inlet):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            made.append(self)
+
+    looking: list[str] = []
+    monkeypatch.setattr(Bridge, "_source_of", wait_for_the_other)
+    monkeypatch.setattr(mqtt_bridge, "Inlet", Noted)
+    to = {"topic": "{device}/telemetry", "commands": {"topic": "{device}/commands"}}
+    async with bridge_to(broker.url, topics=[to], devices={"P-101": "the big pump"}) as world:
+        device_id, _ = await world.device("the big pump")
+        await until_up(world)
+        await until(lambda: looking == ["the big pump"], "it is looked up for its commands")
+        await publish_to(broker, "P-101/telemetry", '{"temp": 1}', '{"temp": 2}')
+        points = await world.until_stored(device_id, 2)
+    assert [value for _, _, value in points] == [1.0, 2.0]
+    assert len(made) == 1
 
 
 async def test_devices_are_registered_as_they_are_heard_of_up_to_a_number(
@@ -681,246 +524,6 @@ async def test_settings_that_make_no_sense_are_named(
     assert "secret@" not in answer.text
 
 
-def edge_message(seq: int, *metrics: tuple[str, float]) -> bytes:
-    """Write a Sparkplug payload of doubles, all named."""
-    payload = Payload(timestamp=next_ms(), seq=seq)
-    for name, value in metrics:
-        payload.metrics.add(name=name, datatype=10, double_value=value)
-    written: bytes = payload.SerializeToString()
-    return written
-
-
-async def test_an_edge_node_s_births_values_and_deaths_come_through_the_bridge(
-    bridged: World, mosquitto_server: SharedServer
-) -> None:
-    group = f"g{bridged.tenant_id.hex[:8]}"
-    node_id, _ = await bridged.device(f"{group}/edge")
-    press_id, _ = await bridged.device(f"{group}/edge/press")
-    await topics(bridged, sparkplug=[f"spBv1.0/{group}/#"])
-
-    async def says(kind: str, *tail: str, payload: bytes) -> None:
-        await publish_to(mosquitto_server, "/".join(("spBv1.0", group, kind, *tail)), payload)
-
-    async def stands(device_id: UUID) -> tuple[str, str]:
-        path = f"/api/v1/devices/{device_id}"
-        device = (await bridged.http.get(path, headers=bridged.headers)).json()
-        return device["status"], device["status_reason"]
-
-    async def until_stands(device_id: UUID, *expected: str) -> None:
-        async def does() -> bool:
-            return await stands(device_id) == expected
-
-        await until(does, f"the device is {expected}")
-
-    async with site(mosquitto_server) as edge:
-        await edge.subscribe(f"spBv1.0/{group}/NCMD/edge")
-        # Nobody here has heard its birth: it is asked for it.
-        await says("NDATA", "edge", payload=edge_message(7, ("load", 1)))
-        async with asyncio.timeout(15):
-            asked = await anext(aiter(edge.messages))
-        command = Payload()
-        command.ParseFromString(asked.payload)
-        assert command.metrics[0].name == "Node Control/Rebirth"
-    await says("NBIRTH", "edge", payload=edge_message(0, ("load", 2)))
-    await says("DBIRTH", "edge", "press", payload=edge_message(1, ("temp", 20)))
-    await says("DDATA", "edge", "press", payload=edge_message(2, ("temp", 21)))
-    points = await bridged.until_stored(press_id, 2)
-    assert [value for _, _, value in points] == [20.0, 21.0]
-    await until_stands(press_id, "online", "sparkplug birth")
-    await until_stands(node_id, "online", "sparkplug data")
-    await says("NDEATH", "edge", payload=edge_message(0))
-    await until_stands(press_id, "offline", "sparkplug death")
-    await until_stands(node_id, "offline", "sparkplug death")
-    await says("NDATA", "edge", payload=b"no payload")
-    await until_quarantined(bridged, node_id, "malformed")
-
-
-class HostileBroker:
-    """A broker that takes any CONNECT and then does as the test says."""
-
-    def __init__(
-        self,
-        granted: bytes = b"\1",
-        *sent: bytes,
-        is_silent: bool = False,
-        connack: bytes = b"\0\0",
-    ) -> None:
-        self.granted = granted
-        self.sent = sent
-        self.is_silent = is_silent
-        self.connack = connack
-        self.connections = 0
-        self.open = 0
-        self.acknowledged: list[int] = []
-        self.url = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open += 1
-        try:
-            while self.is_silent:
-                if not await reader.read(65_536):
-                    return
-            while True:
-                kind = (await reader.readexactly(1))[0] & 0xF0
-                body = await reader.readexactly((await reader.readexactly(1))[0] & 0x7F)
-                if kind == 0x10:
-                    writer.write(bytes([0x20, len(self.connack)]) + self.connack)
-                elif kind == 0x80:
-                    writer.write(bytes([0x90, 2 + len(self.granted)]) + body[:2] + self.granted)
-                    for packet in self.sent:
-                        writer.write(packet)
-                elif kind == 0x40:
-                    self.acknowledged.append(int.from_bytes(body))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.open -= 1
-            writer.close()
-
-    @asynccontextmanager
-    async def listening(self, scheme: str = "mqtt") -> AsyncIterator[str]:
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        async with server:
-            yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-
-def packet_of(topic: str, payload: bytes, qos: int = 0, mid: int = 1) -> bytes:
-    """Write a PUBLISH."""
-    named = topic.encode()
-    body = len(named).to_bytes(2) + named + (mid.to_bytes(2) if qos else b"") + payload
-    length, left = b"", len(body)
-    while True:
-        left, digit = left >> 7, left & 0x7F
-        length += bytes([digit | (0x80 if left else 0)])
-        if not left:
-            return bytes([0x30 | qos << 1]) + length + body
-
-
-SITE: dict[str, Any] = {"topics": [{"topic": "{device}"}]}
-
-
-@pytest.mark.parametrize(
-    ("granted", "state", "reason"),
-    [
-        (b"\x80\x80", "failed", "refuses all subscriptions"),
-        (b"\1\x80", "degraded", "the broker refuses to tell of b/+"),
-        (b"\0\1", "degraded", "QoS 0 alone, which may lose messages: a/+"),
-    ],
-)
-async def test_what_the_broker_does_not_grant_is_told(
-    bridge_to: BridgeTo, granted: bytes, state: str, reason: str
-) -> None:
-    async with HostileBroker(granted).listening() as url:
-        wanted = [{"topic": "a/{device}"}, {"topic": "b/{device}"}]
-        async with bridge_to(url, topics=wanted) as world:
-            assert reason in (await until_state(world, state))["reason"]
-
-
-async def test_a_broker_that_keeps_a_session_for_a_while_only_is_told_of(
-    bridge_to: BridgeTo,
-) -> None:
-    an_hour = b"\x11" + (3_600).to_bytes(4)
-    no_properties = b"\0"
-    broker = HostileBroker(no_properties + b"\1", connack=b"\0\0\x05" + an_hour)
-    async with broker.listening() as url, bridge_to(url, version="5", **SITE) as world:
-        assert "away for 3600 s" in (await until_state(world, "degraded"))["reason"]
-
-
-async def test_a_broker_that_never_answers_is_left_before_it_is_tried_again(
-    bridge_to: BridgeTo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mqtt_bridge, "ANSWER_S", 0.05)
-    monkeypatch.setattr(connectors, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(connectors, "LONGEST_PAUSE_S", 0.02)
-    broker = HostileBroker(is_silent=True)
-    async with broker.listening() as url, bridge_to(url):
-        await until(lambda: broker.connections > 5, "tried again and again")
-        assert broker.open <= 2
-
-
-async def test_a_handshake_that_never_ends_ends_with_the_connector(bridge_to: BridgeTo) -> None:
-    broker = HostileBroker(is_silent=True)
-    async with broker.listening("mqtts") as url, bridge_to(url) as world:
-        await until(lambda: broker.open == 1, "it tries")
-        await change(world, is_enabled=False)
-        await until(lambda: broker.open == 0, "it has given up", within_s=8)
-
-
-async def test_a_flood_waits_at_the_broker_and_none_of_it_is_lost(
-    bridge_to: BridgeTo, bridges: list[Bridge], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mqtt_client, "MOST_WAITING_BYTES", 200_000)
-    broker = HostileBroker()
-    async with broker.listening() as url, bridge_to(url, **SITE) as world:
-        device_id, _ = await world.device("press")
-        intake = world.app.state.intake
-        intake.is_full = True
-        ts = int(datetime.now(UTC).timestamp() * 1000)
-        flood = [
-            packet_of(
-                "press",
-                json.dumps({"ts": ts + n, "values": {"temp": n}}).encode() + b" " * 10_000,
-            )
-            for n in range(2_000)
-        ]
-        broker.sent = tuple(flood)
-        await change(world, name="again")
-        held = 0
-
-        async def is_held() -> bool:
-            nonlocal held
-            before, held = held, bridges[-1].waiting
-            return held == before > 0
-
-        await until(is_held, "messages read, and no more coming")
-        assert held < 30
-        intake.is_full = False
-        for call in list(intake.on_room):
-            call()
-        assert len(await world.until_stored(device_id, 2_000)) == 2_000
-
-
-async def test_of_a_giant_packet_no_more_is_held_than_its_beginning(
-    bridge_to: BridgeTo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mqtt_bridge, "LARGEST_BIRTH", 300_000)
-    held: list[int] = []
-    take = Bridge._take
-
-    async def note(bridge: Bridge, client: Any, edge: Any, message: aiomqtt.Message) -> None:
-        assert isinstance(message.payload, bytes | bytearray)
-        held.append(len(message.payload))
-        await take(bridge, client, edge, message)
-
-    monkeypatch.setattr(Bridge, "_take", note)
-    giant = packet_of("press", b"x" * 30_000_000, 1, 7)
-    broker = HostileBroker(b"\1", giant, packet_of("press", b'{"temp": 1}', 1, 8))
-    async with broker.listening() as url, bridge_to(url, **SITE) as world:
-        device_id, _ = await world.device("press")
-        await change(world, name="again")
-        await world.until_stored(device_id, 1)
-        await until(lambda: {7, 8} <= set(broker.acknowledged), "both are acknowledged")
-        assert max(held) < 500_000
-        assert "too-large" in await reasons(world, device_id)
-
-
-@pytest.mark.parametrize(
-    ("packet", "reason"),
-    [
-        (packet_of("press", b"1", 2), "QoS 2"),
-        (packet_of("press/+", b"1"), "topic"),
-        (b"\x30\xff\xff\xff\xff\xff", ""),
-    ],
-)
-async def test_a_broker_that_breaks_the_protocol_is_left_and_the_reason_told(
-    bridge_to: BridgeTo, packet: bytes, reason: str
-) -> None:
-    async with HostileBroker(b"\1", packet).listening() as url, bridge_to(url, **SITE) as world:
-        assert reason in (await until_state(world, "failed"))["reason"]
-
-
 async def test_a_device_removed_while_its_message_waits_does_not_silence_the_bridge(
     bridged: World, mosquitto_server: SharedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -986,34 +589,6 @@ async def test_another_tenant_s_device_is_nobody_by_whatever_name(
     await until(are_let_go, "all four are let go")
     assert known.series == {}
     assert await bridged.stored(device_id) == []
-
-
-async def test_edge_nodes_that_declare_too_much_are_forgotten_the_most_silent_first(
-    bridged: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparkplug_host, "MOST_DECLARED", 5_000)
-
-    async def nobody(name: str) -> None:
-        return None
-
-    async def send_nothing(command: Outgoing | None, topic: str, payload: bytes) -> Delivered:
-        return Delivered.SENT
-
-    host = SparkplugHost(
-        bridged.app.state.reception,
-        Protocol.MQTT_BRIDGE,
-        nobody,
-        send_nothing,
-        lambda topic, payload, at, done, why: done(),
-    )
-    birth = edge_message(0, *((f"metric {n}", 1.0) for n in range(10)))
-    settled: list[str] = []
-    for number in range(10):
-        topic = f"{NAMESPACE}/plant/NBIRTH/node {number}"
-        await host.take(topic, birth, datetime.now(UTC), lambda: settled.append("done"), 10_000)
-    assert list(host._nodes) == ["plant/node 8", "plant/node 9"]
-    await host.take(topic, birth, datetime.now(UTC), lambda: settled.append("done"), 10)
-    assert len(settled) == 11
 
 
 async def order(world: World, device_id: UUID, name: str, **asked: object) -> str:
