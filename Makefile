@@ -62,7 +62,7 @@ check: $(READY) ## what must hold before a commit: format, lint, types, imports,
 
 .PHONY: test
 test: $(READY) ## everything but the long fault series, on real servers (TESTS= ARGS=)
-	@$(PYTHON) -m deploy.local.servers --install amqp-consume mosquitto_pub coap-client-notls coap-client-openssl coap-client-gnutls ip nft
+	@$(PYTHON) -m deploy.local.servers --install amqp-consume mosquitto_pub coap-client-notls coap-client-openssl coap-client-gnutls ip nft slapd
 	@$(PYTHON) -m pytest -q $(PARALLEL) -m "not long" $(TESTS) $(ARGS)
 
 .PHONY: system
@@ -74,6 +74,11 @@ system: $(READY) ## the system tests alone
 faults: $(READY) ## the whole series: kill and stop things, and look for what is lost
 	@$(PYTHON) -m deploy.local.servers --install ip nft
 	@$(PYTHON) -m pytest tests/faults $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(READY) ## thousands of random requests after the API's description (EXAMPLES=25 SEED=)
+	@$(PYTHON) -m deploy.local.servers --install
+	@FUZZ_EXAMPLES=$(if $(EXAMPLES),$(EXAMPLES),25) SEED=$(SEED) $(PYTHON) -m pytest -q -s tests/contract/test_fuzz.py $(ARGS)
 
 .PHONY: soak
 soak: $(READY) ## ten minutes under load; fails if anything is lost or grows (ARGS="--seconds 3600")
@@ -100,6 +105,32 @@ revision: $(READY) ## begin a migration (SECTION=alerting NAME="add a column")
 	@$(PYTHON) -m alembic -n $(SECTION) revision -m "$(NAME)"
 
 ##@ House
+
+.PHONY: scan
+scan: $(READY) ## look for dangerous code (bandit) and for secrets in what is committed
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive services libs deploy clients
+	@$(PYTHON) -m deploy.scan
+
+.PHONY: sdk
+sdk: $(READY) ## make clients/sdk/python and clients/sdk/typescript from docs/api/openapi-v1.json (npm registry)
+	@$(PYTHON) -m deploy.cli openapi --sdk > clients/sdk/typescript/openapi.json
+	@$(BIN)/openapi-python-client generate --path clients/sdk/typescript/openapi.json --config clients/sdk/python.yaml \
+	  --output-path clients/sdk/python --overwrite --meta uv
+	@export PATH="$$PWD/$(BIN):$$PATH"; cd clients/sdk/typescript && npm ci --ignore-scripts --no-audit --no-fund --loglevel error \
+	  && npm run --silent generate && npm run --silent check
+
+.PHONY: audit
+audit: $(READY) ## ask the advisory database about everything in the locks (needs the network)
+	@for lock in requirements/*.lock; do echo "$$lock"; \
+	  $(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off --requirement $$lock; done
+
+.PHONY: sbom
+sbom: $(READY) ## what is in each image, and in all: CycloneDX 1.6 in dist/sbom
+	@mkdir -p dist/sbom
+	@for lock in requirements/*.lock; do \
+	  PYTHONWARNINGS=ignore::UserWarning $(BIN)/cyclonedx-py requirements $$lock --pyproject pyproject.toml --mc-type application --spec-version 1.6 \
+	    --output-reproducible --validate --output-file dist/sbom/$$(basename $$lock .lock).cdx.json; done
+	@ls dist/sbom
 
 # Each image's own packages, at the versions of dev.lock: what runs is what was tested.
 IMAGES := gateway tenancy ingest rules analytics ml alerting retention migrate

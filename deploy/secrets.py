@@ -33,7 +33,7 @@ ROLES = (
 )
 
 PASSWORDS = "passwords.json"
-YOURS = ("alerting_smtp_password",)
+YOURS = ("alerting_smtp_password", "tenancy_smtp_password")
 """Made empty, for people to fill in; never written again."""
 
 RABBITMQ_HOST = "iiot"  # the virtual host
@@ -105,6 +105,7 @@ def _wanted() -> dict[str, int]:
         "ingest_amqp_auth_key": 32,
         "gateway_key_passphrase": 32,
         "ingest_credentials_key": 32,
+        "tenancy_sealing_key": 32,
         "tenancy_first_admin": 12,
     }
 
@@ -139,6 +140,7 @@ def _files(passwords: dict[str, str]) -> dict[str, str]:
         "ingest_amqp_auth_key": auth_key,
         "gateway_key_passphrase": passwords["gateway_key_passphrase"],
         "ingest_credentials_key": passwords["ingest_credentials_key"],
+        "tenancy_sealing_key": passwords["tenancy_sealing_key"],
         "tenancy_first_admin_password": passwords["tenancy_first_admin"],
         **{f"{service}_database_url": database(f"{service}_rw") for service in SERVICES},
         **{f"{service}_engine_database_url": database(f"{service}_engine") for service in SERVICES},

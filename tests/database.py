@@ -174,6 +174,7 @@ def principal_headers(gateway_key: ec.EllipticCurvePrivateKey) -> PrincipalHeade
         subject: UUID | None = None,
         platform_admin: bool = False,
         kind: Kind = Kind.USER,
+        groups: Iterable[UUID] | None = None,
     ) -> dict[str, str]:
         principal = Principal(
             subject=subject or uuid4(),
@@ -181,6 +182,7 @@ def principal_headers(gateway_key: ec.EllipticCurvePrivateKey) -> PrincipalHeade
             kind=kind,
             permissions=frozenset(permissions or {"*"}),
             platform_admin=platform_admin,
+            groups=None if groups is None else frozenset(groups),
         )
         return {HEADER: signer.sign(principal, SystemClock().now())}
 

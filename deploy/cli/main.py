@@ -6,10 +6,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from deploy.cli.tenants import tenants
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / ".env.example"
+RELEASED = ROOT / "docs/api/openapi-v1.json"
 
 PLATFORM = "The platform"
 PLANT = "The plant"
@@ -74,6 +77,74 @@ def settings(
         typer.echo(f"{EXAMPLE.name} is up to date")
     else:
         typer.echo(text, nl=False)
+
+
+@app.command()
+def openapi(
+    *,
+    write: Annotated[
+        bool, typer.Option("--write", help="Make it the released one: docs/api/openapi-v1.json.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if it breaks clients of the released one.")
+    ] = False,
+    sdk: Annotated[
+        bool, typer.Option("--sdk", help="Print the released one as generators of clients take it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --write: although it breaks clients.")
+    ] = False,
+) -> None:
+    """Print the API's OpenAPI 3.1 document, made from the code alone.
+
+    What breaks clients of the released document is named, and is not written without --force.
+    """
+    import json
+
+    from deploy.cli.openapi import as_text, document, for_sdk
+    from deploy.cli.openapi_changes import breaks
+
+    if sdk:
+        typer.echo(as_text(for_sdk(json.loads(RELEASED.read_text()))), nl=False)
+        return
+    described = document()
+    if not write and not check:
+        typer.echo(as_text(described), nl=False)
+        return
+    released = json.loads(RELEASED.read_text()) if RELEASED.exists() else {"paths": {}}
+    found = breaks(released, described)
+    for change in found:
+        typer.echo(f"{'breaks' if change.is_break else 'warning'}: {change}", err=True)
+    if any(change.is_break for change in found) and not force:
+        raise typer.Exit(1)
+    if write:
+        RELEASED.write_text(as_text(described))
+        typer.echo(f"{RELEASED.relative_to(ROOT)} written")
+
+
+@app.command()
+def permissions(
+    *,
+    write: Annotated[bool, typer.Option("--write", help="Write both.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if one says something else.")
+    ] = False,
+) -> None:
+    """Print who may call what: the matrix of docs/permissions.md, from the routes and roles.
+
+    Written with it is the table of operations that the services read. It wants the whole checkout.
+    """
+    from deploy.cli.permissions import MATRIX, TABLE, matrix, table
+
+    for file, text in ((TABLE, table()), (MATRIX, matrix())):
+        if write:
+            file.write_text(text)
+            typer.echo(f"{file.name} written")
+        elif check and (not file.exists() or file.read_text() != text):
+            typer.echo(f"error: {file.name} is stale; run `iiot permissions --write`", err=True)
+            raise typer.Exit(1)
+        elif not check and file is MATRIX:
+            typer.echo(text, nl=False)
 
 
 @app.command()
@@ -200,12 +271,59 @@ def simulate(
         raise typer.Exit(1) from None
 
 
+audit = typer.Typer(help="The tenants' audit trails.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+
+@audit.command("verify")
+def verify_audit(
+    *,
+    url: Annotated[
+        str,
+        typer.Option(envvar="DATABASE_ADMIN_URL", show_envvar=True, help="A superuser's URL."),
+    ],
+    tenant: Annotated[
+        str | None, typer.Option(help="Of this one alone, by its short name.")
+    ] = None,
+) -> None:
+    """Look at every entry of the trails: is each as it was written, and none missing?
+
+    Prints the hash of each trail's end: kept where nobody who runs the database can change it, it
+    proves later that what was written until then is still the same. Exit code 1: a trail is broken.
+    """
+    import asyncio
+
+    from deploy.cli.audit import NotReadable, verify_trails
+
+    async def look() -> bool:
+        all_are_whole = True
+        async for found in verify_trails(url, tenant):
+            verdict, head = found.verdict, found.verdict.head
+            if verdict.ok:
+                typer.echo(
+                    f"{found.slug}: whole, {verdict.entries} entries up to {head.seq},"
+                    f" head {head.hash.hex()}"
+                )
+            else:
+                all_are_whole = False
+                typer.echo(f"{found.slug}: BROKEN at entry {verdict.broken_at}: {verdict.reason}")
+        return all_are_whole
+
+    try:
+        if not asyncio.run(look()):
+            raise typer.Exit(1)
+    except NotReadable as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 dead_letters = typer.Typer(
     help="What devices sent by AMQP and nobody could take: a device removed meanwhile, a message that"
     " its sender let expire. All tenants' lie in one queue. The broker is INGEST_AMQP_URL.",
     no_args_is_help=True,
 )
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(tenants, name="tenants")
 
 Broker = Annotated[str, typer.Option(envvar="INGEST_AMQP_URL", help="The devices' broker.")]
 OfDevice = Annotated[str | None, typer.Option(help="Of this device alone, by its id.")]

@@ -146,7 +146,7 @@ def _show(
     parts.add_column(no_wrap=True)
     parts.add_column(overflow="fold")  # a path that is cut short leads nowhere
     parts.add_row("[bold]API and docs[/bold]", f"{platform.url}/api/v1/docs")
-    parts.add_row("[bold]Inbox[/bold]", f"{catcher.url}  (mails and webhooks of alerts)")
+    parts.add_row("[bold]Inbox[/bold]", f"{catcher.url}  (mails, and webhooks of alerts)")
     parts.add_row("[bold]Log in as[/bold]", f"{state.admin_email}   {state.admin_password}")
     mqtt = f"{platform.mqtt_port}"
     if platform.mqtt_port != wanted_mqtt_port:

@@ -138,6 +138,7 @@ def _own_settings(
             return {
                 "first_admin_email": options.admin_email,
                 "first_admin_password": options.admin_password,
+                **_mail(options, url),
             }
         case "ingest":
             return {
@@ -153,10 +154,7 @@ def _own_settings(
                 "state_dir": options.state_dir,
             }
         case "alerting":
-            settings: dict[str, object] = {"public_url": f"{url}/"}
-            if options.smtp is not None:
-                host, port = options.smtp
-                settings |= {"smtp_host": host, "smtp_port": port, "smtp_security": "none"}
+            settings = _mail(options, url)
             if options.webhooks is not None:
                 host, port = options.webhooks
                 # The one address that the guard lets through: the inbox of this very machine.
@@ -164,6 +162,19 @@ def _own_settings(
             return settings
         case _:
             return {}
+
+
+def _mail(options: Options, url: str) -> dict[str, object]:
+    """Return where mail is handed in, and where its links lead."""
+    if options.smtp is None:
+        return {"public_url": f"{url}/"}
+    host, port = options.smtp
+    return {
+        "public_url": f"{url}/",
+        "smtp_host": host,
+        "smtp_port": port,
+        "smtp_security": "none",
+    }
 
 
 def _opcua_identity(folder: Path | None) -> dict[str, object]:

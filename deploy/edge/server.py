@@ -5,11 +5,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from libs.common.http.bounds import Bounds
-from libs.common.http.server import ServerConfig
+from libs.common.http.server import Server, ServerConfig
 
 
 class EmbeddedServer:
@@ -41,7 +40,7 @@ class EmbeddedServer:
             self._task = None
 
 
-class _QuietServer(uvicorn.Server):
+class _QuietServer(Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield

@@ -12,8 +12,12 @@ from libs.common.db.roles import LOGIN_ROLES
 from libs.common.migrate import migrate_all
 
 DATABASE = "iiot"
-CREDENTIALS_KEY = "ingest_credentials_key"
-"""Stands in the file beside the roles: what ingest seals the secrets with that it must read again."""
+SEALING_KEYS = {
+    "ingest": ("credentials_key", "ingest_credentials_key"),
+    "tenancy": ("sealing_key", "tenancy_sealing_key"),
+}
+"""What services seal the secrets with that they must read again: by which setting each has it, and
+its name in the file, beside the roles."""
 
 
 class PlatformDatabase:
@@ -23,7 +27,9 @@ class PlatformDatabase:
         self._server = server
         kept = _keep_passwords(passwords)
         self._passwords = {role: kept[role] for role in LOGIN_ROLES}
-        self._credentials_key = kept[CREDENTIALS_KEY]
+        self._keys = {
+            service: {setting: kept[name]} for service, (setting, name) in SEALING_KEYS.items()
+        }
 
     @property
     def admin_url(self) -> str:
@@ -38,12 +44,12 @@ class PlatformDatabase:
         return urlunsplit(parts._replace(netloc=f"{role}:{password}@{host}"))
 
     def of_service(self, service: str) -> dict[str, str]:
-        """Return the two URLs that every service has, and the key of ingest, by their settings."""
+        """Return the two URLs that every service has, and the key of one that seals, by their settings."""
         urls = {
             "database_url": self.url(f"{service}_rw"),
             "engine_database_url": self.url(f"{service}_engine"),
         }
-        return urls | ({"credentials_key": self._credentials_key} if service == "ingest" else {})
+        return urls | self._keys.get(service, {})
 
     async def prepare(self) -> None:
         """Make the database if it is missing, and bring it to the newest version."""
@@ -59,9 +65,9 @@ class PlatformDatabase:
 
 
 def _keep_passwords(file: Path) -> dict[str, str]:
-    """Return a password for each role, and the key: made once, kept in a file that only we may read."""
+    """Return a password for each role, and the keys: made once, kept in a file that only we may read."""
     kept: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
-    names = (*LOGIN_ROLES, CREDENTIALS_KEY)
+    names = (*LOGIN_ROLES, *(name for _, name in SEALING_KEYS.values()))
     passwords = {name: kept.get(name) or secrets.token_urlsafe(24) for name in names}
     if passwords != kept:
         file.touch(mode=0o600)

@@ -153,6 +153,7 @@ _PROGRAMS = {
     "ip": "iproute2",
     "mosquitto_pub": "mosquitto-clients",
     "nft": "nftables",
+    "slapd": "slapd",
     "wrk": "wrk",
 }
 """Programs that only the tests, or a benchmark, talk to a server with, or break a network with."""

@@ -1,11 +1,13 @@
 """Network addresses: who one stands for, and which networks it lies in."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
 
 
+@lru_cache(maxsize=4096)
 def origin_of(address: str) -> str:
     """Return whom to count what comes from an address against.
 

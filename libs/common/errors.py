@@ -6,11 +6,13 @@ AppError
 ├── Forbidden            known, but may not
 ├── NotFound             no such thing, or not yours: the two are one
 ├── Conflict             the present state forbids it
+│   └── QuotaExceeded    the tenant has as much as its plan allows
 ├── PreconditionFailed   it changed since you looked
 ├── TooLarge             more than the limit
 ├── UnsupportedMedia     a content type we do not read
 ├── Invalid              well-formed, but wrong; says where
 ├── TooManyRequests      later, please
+│   └── QuotaSpent       the tenant has used up what its plan allows for now
 └── Unavailable          something we stand on is away; try again
 """
 
@@ -89,6 +91,13 @@ class Conflict(AppError):
     slug = "conflict"
 
 
+class QuotaExceeded(Conflict):
+    """The tenant has as much as its plan allows; what is there stays as it is."""
+
+    title = "Quota exceeded"
+    slug = "quota-exceeded"
+
+
 class PreconditionFailed(AppError):
     """It was changed by another since it was read."""
 
@@ -127,6 +136,13 @@ class TooManyRequests(AppError):
     status = 429
     title = "Too many requests"
     slug = "too-many-requests"
+
+
+class QuotaSpent(TooManyRequests):
+    """The tenant has used up what its plan allows for now; `retry_after_s` says when there is more."""
+
+    title = "Quota spent"
+    slug = "quota-spent"
 
 
 class Unavailable(AppError):

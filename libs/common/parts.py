@@ -15,21 +15,27 @@ from libs.common.clock import Clock
 from libs.common.db.engine import Database
 from libs.common.db.transactions import Transactions
 from libs.common.jobs import Ticker
+from libs.common.refusals import Refusals, TenantsOf
 from libs.common.settings import ServiceSettings
 
 T = TypeVar("T", bound=Transactions[Any])
+
+REFUSALS_WRITTEN = timedelta(seconds=1)
+"""How often. By the clock, not at once: nobody can tell by the time of an answer what was noted."""
 
 
 @dataclass(slots=True, eq=False)
 class Parts(Generic[T]):
     """A service's databases, as itself and as the role that crosses tenants; its outbox; its jobs."""
 
+    service: str
     database: Database
     engine: Database
     outbox: Outbox
     transactions: T
     drain: timedelta
     tickers: list[Ticker] = field(default_factory=list)
+    refusals: Refusals | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[AsyncExitStack]:
@@ -37,6 +43,11 @@ class Parts(Generic[T]):
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.database.close)
             stack.push_async_callback(self.engine.close)
+            if self.refusals is not None:
+                ticker = Ticker("refusals", REFUSALS_WRITTEN, self.refusals.write)
+                stack.push_async_callback(self.refusals.finish)
+                stack.push_async_callback(ticker.stop, self.drain)
+                ticker.start()
             yield stack
 
     def start_tickers(self, stack: AsyncExitStack) -> None:
@@ -46,9 +57,20 @@ class Parts(Generic[T]):
             stack.push_async_callback(ticker.stop, self.drain)
 
     def furnish(
-        self, app: FastAPI, settings: ServiceSettings, clock: Clock, keys: KeySource | None
+        self,
+        app: FastAPI,
+        settings: ServiceSettings,
+        clock: Clock,
+        keys: KeySource | None,
+        *,
+        tenants_of: TenantsOf | None = None,
     ) -> None:
-        """Lay out what the doors of every service look for on the app."""
+        """Lay out what the doors of every service look for on the app.
+
+        `tenants_of` is what Refusals want of it.
+        """
+        self.refusals = Refusals(self.service, self.transactions, clock, tenants_of)
+        app.state.refusals = self.refusals
         app.state.settings = settings
         app.state.clock = clock
         app.state.transactions = self.transactions
@@ -68,6 +90,7 @@ def parts_of(
         settings.database_url.get_secret_value(),
         pool_size=settings.database_pool,
         application_name=service,
+        schema=service,
     )
     engine = Database(
         settings.engine_database_url.get_secret_value(),
@@ -76,4 +99,4 @@ def parts_of(
         application_name=f"{service}-engine",
     )
     outbox = bus.outbox(service)
-    return Parts(database, engine, outbox, transactions(database, outbox), settings.drain)
+    return Parts(service, database, engine, outbox, transactions(database, outbox), settings.drain)

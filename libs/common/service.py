@@ -6,7 +6,6 @@ import gc
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-import uvicorn
 from fastapi import FastAPI
 
 from libs.common import log
@@ -14,8 +13,9 @@ from libs.common.bus.base import Bus
 from libs.common.bus.rabbit import RabbitBus
 from libs.common.clock import Clock, SystemClock
 from libs.common.db.engine import Database
+from libs.common.http.app import ServiceApp
 from libs.common.http.bounds import raise_open_files
-from libs.common.http.server import ServerConfig
+from libs.common.http.server import Server, ServerConfig
 from libs.common.settings import ServiceSettings
 
 T = TypeVar("T", bound=ServiceSettings)
@@ -39,14 +39,16 @@ def main(service: str, settings: T, build: Callable[[T, Bus, Clock], FastAPI]) -
     )
     app = build(settings, bus, SystemClock())
     with_bus(app, bus)
-    server = uvicorn.Server(
+    server = Server(
         ServerConfig(
             app,
             settings.bounds(),
             host=settings.host,
             port=settings.port,
             drain_s=int(settings.drain.total_seconds()),
-        )
+        ),
+        notice_s=settings.drain_notice.total_seconds(),
+        on_drain=app.health.drain if isinstance(app, ServiceApp) else lambda: None,
     )
     with contextlib.suppress(KeyboardInterrupt):  # raised anew once all is finished
         server.run()

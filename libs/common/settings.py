@@ -68,6 +68,9 @@ class ServiceSettings(BaseSettings):
     """Also write the log there, rotating."""
     drain: timedelta = Field(timedelta(seconds=10), validation_alias="DRAIN")
     """How long a stopping service may finish what it has begun."""
+    drain_notice: timedelta = Field(timedelta(0), validation_alias="DRAIN_NOTICE")
+    """How long, before that, it takes requests as ever and says that it is not ready: as long as
+    balancers need to notice."""
 
     def bounds(self) -> Bounds:
         """Return what the HTTP server bears."""

@@ -12,13 +12,13 @@ from libs.common.clock import Clock
 from libs.common.http.app import create_app
 from libs.common.http.metrics import Metrics
 from libs.common.jobs import Ticker
+from libs.common.outbound import Guard, OutboundClient
 from libs.common.parts import parts_of
 from libs.common.version import VERSION
 from services.alerting import jobs
 from services.alerting.adapters.courier import Courier
-from services.alerting.adapters.email import EmailSender, MailServer
+from services.alerting.adapters.email import EmailSender
 from services.alerting.adapters.names import TenantNames
-from services.alerting.adapters.ssrf import Guard, OutboundClient
 from services.alerting.adapters.webhook import WebhookSender
 from services.alerting.api import alerts, channels
 from services.alerting.handlers import subscriptions
@@ -75,18 +75,7 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
 
 
 def _courier(settings: Settings, names: TenantNames) -> Courier:
-    mail = None
-    if settings.smtp_host:
-        password = settings.smtp_password
-        server = MailServer(
-            host=settings.smtp_host,
-            port=settings.smtp_port,
-            sender=settings.smtp_sender,
-            sender_name=settings.smtp_sender_name,
-            security=settings.smtp_security,
-            username=settings.smtp_username,
-            password=password.get_secret_value() if password else None,
-        )
-        mail = EmailSender(server, settings.public_url)
+    server = settings.mail_server()
+    mail = EmailSender(server, settings.public_url) if server else None
     client = OutboundClient(Guard(settings.webhook_allow, names.resolve))
     return Courier(mail, WebhookSender(client, settings.public_url))

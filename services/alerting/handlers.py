@@ -12,18 +12,29 @@ from libs.common.events.ingest import (
 )
 from libs.common.events.ml import AnomalyDetected
 from libs.common.events.rules import RuleCleared, RuleTriggered
-from libs.common.events.tenancy import TenantDeleted, UserCreated, UserDeleted, UserUpdated
+from libs.common.events.tenancy import (
+    QuotaExceeded,
+    QuotaRelieved,
+    TenantDeleted,
+    UserCreated,
+    UserDeleted,
+    UserUpdated,
+)
+from libs.common.places import follow_places
 from services.alerting.domain.trigger import (
     clearing_of_device,
+    clearing_of_quota,
     clearing_of_rule,
     trigger_of_anomaly,
     trigger_of_device,
+    trigger_of_quota,
     trigger_of_rule,
 )
 from services.alerting.store.store import AlertingStore
 from services.alerting.usecases import alerts
 
 subscriptions = Subscriptions[AlertingStore]("alerting")
+follow_places(subscriptions, "alerting")
 
 
 @subscriptions.on(RuleTriggered)
@@ -51,6 +62,18 @@ async def on_device_alert_reported(event: DeviceAlertReported, store: AlertingSt
         await alerts.raise_alert(store, trigger_of_device(event), alert_id=uuid5(event.id, "alert"))
     else:
         await alerts.clear(store, clearing_of_device(event))
+
+
+@subscriptions.on(QuotaExceeded)
+async def on_quota_exceeded(event: QuotaExceeded, store: AlertingStore) -> None:
+    """Open an alert for the tenant's people, or let the one that is open be worse."""
+    await alerts.raise_alert(store, trigger_of_quota(event), alert_id=uuid5(event.id, "alert"))
+
+
+@subscriptions.on(QuotaRelieved)
+async def on_quota_relieved(event: QuotaRelieved, store: AlertingStore) -> None:
+    """Close the alert that the quota opened."""
+    await alerts.clear(store, clearing_of_quota(event))
 
 
 @subscriptions.on(DeviceCreated)

@@ -4,12 +4,12 @@ import ipaddress
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from libs.common.settings import ServiceSettings, config
-from services.alerting.adapters.email import Security
-from services.alerting.adapters.ssrf import Endpoint
+from libs.common.mail_settings import MailSettings
+from libs.common.outbound import Endpoint
+from libs.common.settings import config
 
 
 def _endpoints(text: object) -> object:
@@ -25,24 +25,14 @@ def _endpoint(text: str) -> Endpoint:
     return ipaddress.ip_address(address.strip("[]")), int(port)
 
 
-class Settings(ServiceSettings):
+class Settings(MailSettings):
     """Alerting's settings."""
 
     model_config = config("ALERTING_")
 
-    public_url: str = "http://localhost:8000/"
-    """The console's address, for the links in messages."""
-
-    smtp_host: str = ""
-    """The mail server. Empty: mail waits, and is given up after two and a half days."""
-    smtp_port: int = Field(587, ge=1, le=65535)
-    smtp_security: Security = Security.STARTTLS
-    """starttls, tls, or none for a server on the same machine."""
-    smtp_username: str | None = None
-    smtp_password: SecretStr | None = None
-    smtp_sender: str = "alerts@localhost.localdomain"
+    smtp_sender: str = Field("alerts@localhost.localdomain", validation_alias="SMTP_SENDER")
     """The address in From."""
-    smtp_sender_name: str = "Plant alerts"
+    smtp_sender_name: str = Field("Plant alerts", validation_alias="SMTP_SENDER_NAME")
 
     webhook_allow: Annotated[frozenset[Endpoint], NoDecode, BeforeValidator(_endpoints)] = (
         frozenset()

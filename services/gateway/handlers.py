@@ -12,10 +12,12 @@ from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.clock import Clock
 from libs.common.events import alerting, ingest, tenancy
 from libs.common.events.base import Event
-from libs.common.events.gateway import SessionRevoked
+from libs.common.events.gateway import CorsOriginsChanged, RateLimitsChanged, SessionRevoked
 from services.gateway.domain.live import AlertUpdate, DeviceUpdate
 from services.gateway.domain.session import Ended
 from services.gateway.store.store import GatewayStore
+from services.gateway.usecases.api_calls import ApiCalls
+from services.gateway.usecases.api_keys import ApiKeys
 from services.gateway.usecases.callers import Callers
 from services.gateway.usecases.live import Live
 from services.gateway.usecases.sessions import revoke_sessions
@@ -57,6 +59,20 @@ async def on_user_deleted(event: tenancy.UserDeleted, store: GatewayStore) -> No
     await revoke_sessions(store, because=Ended.LEFT, at=event.at, user_id=event.user_id)
 
 
+@subscriptions.on(tenancy.UserPasswordChanged)
+async def on_password_changed(event: tenancy.UserPasswordChanged, store: GatewayStore) -> None:
+    """End what the user has open or begun in the tenant, but for where they changed it."""
+    # Who showed the former password must not bring that login to its end.
+    await store.pending_logins.forget(user_id=event.user_id)
+    await revoke_sessions(
+        store,
+        because=Ended.PASSWORD_CHANGED,
+        at=event.at,
+        user_id=event.user_id,
+        besides=event.spared_session_id,
+    )
+
+
 @subscriptions.on(tenancy.MembershipRemoved)
 async def on_membership_removed(event: tenancy.MembershipRemoved, store: GatewayStore) -> None:
     """End what the user has open in the tenant."""
@@ -67,7 +83,10 @@ async def on_membership_removed(event: tenancy.MembershipRemoved, store: Gateway
 async def on_tenant_deleted(event: tenancy.TenantDeleted, store: GatewayStore) -> None:
     """End everything in the tenant, and erase what ended long ago: when it is said again, the rest."""
     await revoke_sessions(store, because=Ended.TENANT_CLOSED, at=event.at)
+    await store.pending_logins.forget()
     await store.sessions.forget_ended(event.at - ENDED_KNOWN)
+    await store.rate_limits.remove_all()
+    await store.cors_origins.replace([], event.at)
 
 
 @subscriptions.on(tenancy.TenantUpdated)
@@ -78,7 +97,12 @@ async def on_tenant_updated(event: tenancy.TenantUpdated, store: GatewayStore) -
 
 
 def listen_for_revocation(
-    bus: Bus, callers: Callers, live: Live, clock: Clock, access_lifetime: timedelta
+    bus: Bus,
+    callers: Callers,
+    api_keys: ApiKeys,
+    live: Live,
+    clock: Clock,
+    access_lifetime: timedelta,
 ) -> None:
     """Let every replica know who may no longer call, and whose permissions changed.
 
@@ -88,6 +112,7 @@ def listen_for_revocation(
 
     def distrust() -> None:
         callers.forget_all()
+        api_keys.forget_all()
         live.close_interrupted()
 
     async def on_session_revoked(event: SessionRevoked) -> None:
@@ -105,6 +130,11 @@ def listen_for_revocation(
         | tenancy.TenantDeleted,
     ) -> None:
         callers.change(event.tenant_id)
+        api_keys.forget_tenant(event.tenant_id)
+
+    async def on_api_key_changed(event: tenancy.ApiKeyChanged | tenancy.ApiKeyRevoked) -> None:
+        api_keys.forget(event.key_id)
+        live.close_changed(event.tenant_id, event.key_id)
 
     listen(
         bus,
@@ -120,8 +150,39 @@ def listen_for_revocation(
             tenancy.RoleDeleted: on_tenant_changed,
             tenancy.TenantUpdated: on_tenant_changed,
             tenancy.TenantDeleted: on_tenant_changed,
+            tenancy.ApiKeyChanged: on_api_key_changed,
+            tenancy.ApiKeyRevoked: on_api_key_changed,
         },
         on_gap=distrust,
+    )
+
+
+def listen_for_settings(bus: Bus, look: Callable[[], Awaitable[None]]) -> None:
+    """Let every replica look anew when somebody set a limit or an origin.
+
+    What it missed it finds by itself: it also looks every few seconds.
+    """
+
+    async def on_changed(_event: RateLimitsChanged | CorsOriginsChanged) -> None:
+        await look()
+
+    listen(
+        bus,
+        "gateway.settings",
+        {RateLimitsChanged: on_changed, CorsOriginsChanged: on_changed},
+    )
+
+
+def listen_for_quotas(bus: Bus, callers: Callers, api_keys: ApiKeys, api_calls: ApiCalls) -> None:
+    """Let every replica go by a tenant's new plan."""
+
+    async def on_quotas_set(event: tenancy.TenantQuotasSet) -> None:
+        api_calls.forget(event.tenant_id)
+        callers.look_again(event.tenant_id)
+        api_keys.forget_tenant(event.tenant_id)
+
+    listen(
+        bus, "gateway.quotas", {tenancy.TenantQuotasSet: on_quotas_set}, on_gap=api_calls.forget_all
     )
 
 
@@ -143,12 +204,20 @@ def stream_out(bus: Bus, live: Live) -> None:
         listeners[event_class] = partial(_tell_device, live)
     for event_class in ALERT_EVENTS:
         listeners[event_class] = partial(_tell_alert, live)
+    listeners[ingest.DevicesPlaced] = partial(_move, live)
     listen(bus, "gateway.live", listeners, on_gap=live.close_interrupted)
+
+
+async def _move(live: Live, event: Event) -> None:
+    assert isinstance(event, ingest.DevicesPlaced)
+    live.move(
+        event.tenant_id, [device_id for place in event.places for device_id in place.device_ids]
+    )
 
 
 async def _tell_device(live: Live, event: Event) -> None:
     fields = msgspec.structs.asdict(event)
-    live.tell(
+    await live.tell(
         event.tenant_id,
         DeviceUpdate(_word(event), fields["device_id"], event.at, _rest(fields)),
     )
@@ -157,7 +226,7 @@ async def _tell_device(live: Live, event: Event) -> None:
 async def _tell_alert(live: Live, event: Event) -> None:
     fields = msgspec.structs.asdict(event)
     device_id: UUID | None = fields.get("device_id")
-    live.tell(
+    await live.tell(
         event.tenant_id,
         AlertUpdate(_word(event), fields["alert_id"], device_id, event.at, _rest(fields)),
     )

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from prometheus_client import Gauge
@@ -14,6 +13,7 @@ from libs.common.auth.principal import KeySource
 from libs.common.bus.base import Bus
 from libs.common.clock import Clock
 from libs.common.db.transactions import Transactions
+from libs.common.destinations import Destinations, hosts_of
 from libs.common.http.app import create_app
 from libs.common.http.metrics import Metrics
 from libs.common.jobs import Ticker
@@ -49,6 +49,7 @@ from services.ingest.handlers import (
     listen_for_gateways,
     listen_for_policies,
     listen_for_profiles,
+    listen_for_quotas,
     listen_for_revocation,
     listen_for_takeovers,
     subscriptions,
@@ -71,8 +72,11 @@ from services.ingest.store.devices import Removed
 from services.ingest.store.landing import Landing, QuarantineQuota
 from services.ingest.store.ledger import Folding
 from services.ingest.store.mqtt_sessions import MqttSessions
+from services.ingest.store.placements import Unsaid
 from services.ingest.store.store import IngestStore
 from services.ingest.store.tokens import Tokens
+from services.ingest.store.usage import UsageOfAll
+from services.ingest.usecases.allowances import Allowances
 from services.ingest.usecases.commands import end_overdue
 from services.ingest.usecases.connectors import Connectors, Kinds
 from services.ingest.usecases.contacts import Contacts
@@ -80,6 +84,7 @@ from services.ingest.usecases.credentials import Secrets
 from services.ingest.usecases.devices import purge
 from services.ingest.usecases.downlinks import Dispatcher
 from services.ingest.usecases.ledger import Bookkeeping
+from services.ingest.usecases.placements import say_places
 from services.ingest.usecases.policies import Policies
 from services.ingest.usecases.polls import Outcomes, Polls
 from services.ingest.usecases.presence import Presence
@@ -87,11 +92,11 @@ from services.ingest.usecases.profiles import ProfilesInUse
 from services.ingest.usecases.provisioning import Provisioning
 from services.ingest.usecases.quarantine import Replays
 from services.ingest.usecases.quotas import OverQuota, Quotas
-from services.ingest.usecases.reach import Reach
 from services.ingest.usecases.reception import Believed, Reception
 from services.ingest.usecases.reports import Reports
 from services.ingest.usecases.sources import Sources
 from services.ingest.usecases.telemetry import Intake, IntakeLimits
+from services.ingest.usecases.usage import tell_usage
 
 ROUTERS = [
     commands_api.of_device,
@@ -115,6 +120,8 @@ ROUTERS = [
     broker_auth.router,
 ]
 """In the order in which a path is looked for."""
+PLACES_SAID = timedelta(seconds=1)
+"""How often is said where devices are that were moved: a promise of a few seconds hangs on it."""
 QUOTAS_NOTED = timedelta(seconds=1)
 """How often is written down who is over his quota."""
 
@@ -135,7 +142,8 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
         settings.telemetry_shards,
         clock,
     )
-    intake = Intake(bus.publish, sources, clock, _intake_limits(settings))
+    allowances = Allowances(parts.transactions, clock)
+    intake = Intake(bus.publish, sources, clock, _intake_limits(settings), allowances)
     dispatches = Dispatches(parts.database, parts.engine, parts.outbox)
     dispatcher = Dispatcher(dispatches, clock, settings.commands_resend_after)
     reception = _reception(settings, sources, intake, parts, clock, dispatcher)
@@ -150,6 +158,14 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
         parts.tickers += _housekeeping(settings, clock, parts, landing, metrics)
         parts.tickers += [
             Ticker("ingest.ledger", settings.ledger_folded, bookkeeping.catch_up),
+            Ticker(
+                "ingest.usage",
+                settings.usage_told,
+                partial(tell_usage, UsageOfAll(parts.engine), parts.transactions, clock),
+            ),
+            Ticker(
+                "ingest.storage", settings.storage_counted, UsageOfAll(parts.engine).count_storage
+            ),
             Ticker(
                 "ingest.ledger_kept",
                 settings.housekeeping,
@@ -192,6 +208,10 @@ def build(settings: Settings, bus: Bus, clock: Clock, *, keys: KeySource | None 
         )
         listen_for_connectors(bus, connectors)
         listen_for_policies(bus, policies)
+        listen_for_quotas(bus, allowances)
+        parts.tickers.append(
+            Ticker("ingest.allowances", settings.quotas_believed, allowances.forget_all)
+        )
         parts.tickers.append(Ticker("ingest.verify", settings.verify_every, sources.verify))
 
     @asynccontextmanager
@@ -319,6 +339,11 @@ def _keep_registry(
     app.state.silence = contacts.look_for_silence
     parts.tickers += [
         Ticker("ingest.contacts", settings.contacts_every, contacts.write),
+        Ticker(
+            "ingest.places",
+            PLACES_SAID,
+            partial(say_places, Unsaid(parts.engine), parts.transactions, app.state.clock),
+        ),
         Ticker("ingest.quotas", QUOTAS_NOTED, reception.quotas.note),
         Ticker("ingest.silence", settings.contacts_every, contacts.look_for_silence),
         Ticker(
@@ -338,7 +363,7 @@ def _kinds(settings: Settings) -> Kinds:
             modbus_kind(),
         ],
         Sealing(settings.credentials_key.get_secret_value(), "ingest.connectors"),
-        Reach(settings.connector_addresses, _hosts_of(settings)),
+        Destinations(settings.connector_addresses, hosts_of(_own_servers(settings))),
     )
 
 
@@ -353,8 +378,7 @@ def _intake_limits(settings: Settings) -> IntakeLimits:
     )
 
 
-def _hosts_of(settings: Settings) -> list[str]:
-    """Return the hosts of our own servers, which no tenant's connector has to do with."""
+def _own_servers(settings: Settings) -> list[str]:
     urls = (
         settings.database_url,
         settings.engine_database_url,
@@ -363,8 +387,7 @@ def _hosts_of(settings: Settings) -> list[str]:
         settings.amqp_url,
         settings.amqp_management_url,
     )
-    hosts = [urlsplit(url.get_secret_value()).hostname for url in urls if url is not None]
-    return list(dict.fromkeys(host for host in hosts if host))
+    return [url.get_secret_value() for url in urls if url is not None]
 
 
 def _rate(settings: Settings) -> Rate:

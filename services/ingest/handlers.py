@@ -32,12 +32,13 @@ from libs.common.events.ingest import (
     TelemetryReceived,
 )
 from libs.common.events.rules import CommandRequested
-from libs.common.events.tenancy import TenantDeleted, TenantUpdated
+from libs.common.events.tenancy import TenantDeleted, TenantQuotasSet, TenantUpdated
 from services.ingest.domain.attribute import Scope
 from services.ingest.domain.policy import DevicePolicy
 from services.ingest.store.landing import SUBSCRIPTION, Landed, Landing
 from services.ingest.store.store import IngestStore
 from services.ingest.usecases import commands, tenants
+from services.ingest.usecases.allowances import Allowances
 from services.ingest.usecases.connectors import Connectors
 from services.ingest.usecases.downlinks import Dispatcher
 from services.ingest.usecases.policies import Policies
@@ -87,6 +88,12 @@ async def on_tenant_updated(event: TenantUpdated, store: IngestStore) -> None:
 async def on_tenant_deleted(event: TenantDeleted, store: IngestStore) -> None:
     """Shut the tenant's devices out and erase what is kept of them."""
     await tenants.erase(store, at=event.at)
+
+
+@subscriptions.on(TenantQuotasSet)
+async def on_quotas_set(event: TenantQuotasSet, store: IngestStore) -> None:
+    """Keep what the tenant may have."""
+    await store.quotas.note(event)
 
 
 @subscriptions.on(DeviceDeleted)
@@ -338,6 +345,15 @@ def listen_for_commands(bus: Bus, dispatcher: Dispatcher, outcomes: Outcomes) ->
         {CommandQueued: on_command_queued, CommandCompleted: on_command_completed},
         on_gap=dispatcher.wake_all,
     )
+
+
+def listen_for_quotas(bus: Bus, allowances: Allowances) -> None:
+    """Go by a tenant's new plan, in every replica."""
+
+    async def on_quotas_set(event: TenantQuotasSet) -> None:
+        allowances.forget(event.tenant_id)
+
+    listen(bus, "ingest.quotas", {TenantQuotasSet: on_quotas_set})
 
 
 def listen_for_policies(bus: Bus, policies: Policies) -> None:

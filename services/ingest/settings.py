@@ -93,6 +93,12 @@ class Settings(AmqpSettings, OpcUaSettings, CoapSettings, MqttSettings, ServiceS
     """How many points are written in one transaction, about."""
     ledger_folded: timedelta = timedelta(seconds=5)
     """How often what the writer wrote down is added to the ledger; who reads it does so at once."""
+    usage_told: timedelta = timedelta(seconds=5)
+    """How often is told how many points were stored of tenants, as the ledger has them."""
+    storage_counted: timedelta = timedelta(hours=1)
+    """How often is counted how much tenants store; it reads all points that there are."""
+    quotas_believed: timedelta = timedelta(minutes=1)
+    """How long a tenant's plan is believed. A change is told by event, at once."""
     ledger_kept: timedelta = timedelta(days=400)
     """How long the ledger's hours are kept."""
     inbox_kept: timedelta = timedelta(days=7)

@@ -7,7 +7,7 @@ from libs.common.bus.subscriptions import Subscriptions, listen
 from libs.common.events.base import Message
 from libs.common.events.ingest import DeviceDeleted, TelemetryReceived
 from libs.common.events.rules import RuleChanged
-from libs.common.events.tenancy import TenantDeleted
+from libs.common.events.tenancy import TenantDeleted, TenantQuotasSet
 from services.rules.store.store import RulesStore
 from services.rules.usecases import rules
 from services.rules.usecases.evaluation import Evaluation
@@ -23,6 +23,12 @@ subscriptions = Subscriptions[RulesStore]("rules")
 async def on_device_deleted(event: DeviceDeleted, store: RulesStore) -> None:
     """Remove the device's rules."""
     await rules.drop_device(store, event.device_id, now=event.at)
+
+
+@subscriptions.on(TenantQuotasSet)
+async def on_quotas_set(event: TenantQuotasSet, store: RulesStore) -> None:
+    """Keep what the tenant may have."""
+    await store.quotas.note(event)
 
 
 @subscriptions.on(TenantDeleted)

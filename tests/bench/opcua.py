@@ -36,6 +36,7 @@ from deploy.local.database import PlatformDatabase
 from deploy.local.servers import postgres
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
+from libs.common.destinations import Destinations
 from libs.common.service import settle_memory
 from services.ingest.domain.connector import State
 from services.ingest.domain.device import Source
@@ -46,7 +47,6 @@ from services.ingest.protocols.opcua.server import Doors, OpcUaServer
 from services.ingest.protocols.opcua.site import ItemSettings, OpcUaSettings
 from services.ingest.protocols.opcua.subscription import Subscription
 from services.ingest.usecases.connectors import Connector
-from services.ingest.usecases.reach import Reach
 from services.ingest.usecases.telemetry import Intake
 from tests.bench.reception import open_reception
 from tests.bench.report import Figure, percentile_ms, print_report, say
@@ -175,7 +175,7 @@ async def measure_client(
         settings=settings,
         secrets={},
         version=1,
-        reach=Reach((LOOPBACK,)),
+        destinations=Destinations((LOOPBACK,)),
         devices=cast(Any, known),
     )
     connected = asyncio.Event()

@@ -18,6 +18,8 @@ from tests.waiting import until
 WITHOUT_KEY = {
     "POST /api/v1/devices/provision": "a device not heard of since is the same one again",
     "POST /api/v1/auth/ws-ticket": "a ticket that nobody uses is void after half a minute",
+    "POST /api/v1/auth/passkeys": "a challenge is good once, and so is what was made to answer it",
+    "POST /api/v1/rate-limits": "a name is given once: the second time it is a conflict",
 }
 """What answers 201 and takes no Idempotency-Key, and why."""
 
@@ -78,6 +80,7 @@ async def test_all_that_creates_may_be_sent_again(platform: Platform) -> None:
     await plant.call("POST", f"/api/v1/devices/{things['device']}/credentials")
     await plant.call("POST", "/api/v1/devices/claim", claim_token=things["claim token"])
     await plant.call("POST", f"/api/v1/users/{things['user']}/invitation")
+    await plant.call("POST", f"/api/v1/api-keys/{things['api key']}/rotate", overlap="PT1H")
     empty = await root.call("POST", "/api/v1/tenants", slug=f"{plant.mark}-2", name="Empty")
     body = {"email": f"{plant.mark}-2@walk.example", "name": "Boss"}
     await root.call("POST", f"/api/v1/tenants/{empty['id']}/admins", **body)
@@ -86,6 +89,8 @@ async def test_all_that_creates_may_be_sent_again(platform: Platform) -> None:
     orphan = await root.call("POST", "/api/v1/tenants", slug=name, name=name)
     admin = {"email": f"{name}@walk.example", "name": name}
     await root.call("POST", f"/api/v1/tenants/{orphan['id']}/admins", **admin)
+
+    await root.call("POST", "/api/v1/plans", name=f"plan-{secrets.token_hex(4)}", quotas={})
 
     document = (await platform.http.get("/api/v1/openapi.json")).json()
     operations = creating(document)

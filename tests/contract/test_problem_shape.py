@@ -5,7 +5,7 @@ from typing import Annotated
 
 import httpx2
 import pytest
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 
 from libs.common import errors
 from libs.common.errors import AppError
@@ -58,9 +58,28 @@ async def break_down(limit: Annotated[int, Query(ge=1)] = 1) -> None:
 async def set_point(setpoint: Setpoint) -> None: ...
 
 
+class Keeper:
+    """Lets pass who shows the keeper's badge."""
+
+    permission = "setpoints:write"
+
+    async def __call__(self, request: Request) -> None:
+        badge = request.headers.get("badge")
+        if badge is None:
+            raise errors.Unauthenticated("show a badge")
+        if badge != "keeper":
+            raise errors.Forbidden("this is the keeper's")
+
+
+@router.put("/kept/{place}", max_body_size=900)
+async def keep(
+    place: int, setpoint: Setpoint, who: Annotated[None, Depends(Keeper())], limit: int = 1
+) -> None: ...
+
+
 @pytest.fixture
 def app() -> FastAPI:
-    return create_app("demo", version="1", routers=[router])
+    return create_app("demo", version="1", routers=[router], max_body_bytes=1000)
 
 
 @pytest.fixture
@@ -143,11 +162,45 @@ async def test_a_raw_asgi_app_says_its_errors_alike(app: FastAPI) -> None:
 
 def test_openapi_promises_the_shape_for_every_operation(app: FastAPI) -> None:
     document = app.openapi()
-    promised = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    promised = {"$ref": "#/components/schemas/Problem"}
     for path in document["paths"].values():
         for operation in path.values():
-            assert operation["responses"]["default"]["content"] == {MEDIA_TYPE: promised}
+            problems = {s: r for s, r in operation["responses"].items() if s[0] in "45"}
+            assert {"400", "422"} <= problems.keys()
+            for status, response in problems.items():
+                content = response["content"][MEDIA_TYPE]
+                assert content["schema"] == promised
+                for example in content["examples"].values():
+                    assert Problem.model_validate(example["value"]).status == int(status)
     assert set(document["components"]["schemas"]["Problem"]["required"]) == set(
         Problem.model_fields
     )
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "content_type", "status"),
+    [
+        ("/kept/1", b"{", "application/json", 400),
+        ("/kept/1", b'{"value": NaN}', "application/json", 422),
+        ("/kept/1", b'{"valve": 1}', "application/json", 422),
+        ("/kept/1", b'{"value": 1}', "text/plain", 415),
+        ("/kept/1", b" " * 1001, "application/json", 413),
+        ("/kept/1", b" " * 901, "application/json", 413),
+        ("/kept/here", b'{"value": 1}', "application/json", 422),
+        ("/kept/1?limit=x", b'{"value": 1}', "application/json", 422),
+    ],
+)
+async def test_who_may_not_ask_is_told_that_whatever_else_is_wrong(
+    client: httpx2.AsyncClient, path: str, body: bytes, content_type: str, status: int
+) -> None:
+    async def put(**headers: str) -> httpx2.Response:
+        sent = {"content-type": content_type, **headers}
+        return await client.put(path, content=body, headers=sent)
+
+    assert (await put(badge="keeper")).status_code == status
+    for refused in (
+        assert_problem(await put(badge="visitor"), 403, "forbidden"),
+        assert_problem(await put(), 401, "unauthenticated"),
+    ):
+        assert refused.errors == []

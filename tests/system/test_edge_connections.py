@@ -47,7 +47,7 @@ async def test_all_pools_at_their_largest_leave_some_connections_of_the_edges_da
             port=free_port(),
             mqtt_port=free_port(),
             admin_email="admin@localhost.test",
-            admin_password="only-for-tests",
+            admin_password="only-for-these-tests",
         )
         async with (
             running(database, SystemClock(), options) as platform,

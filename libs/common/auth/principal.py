@@ -51,6 +51,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     permissions: frozenset[str] = frozenset()
     platform_admin: bool = False
     session_id: UUID | None = None
+    groups: frozenset[UUID] | None = None
+    """The device groups that the caller is limited to, with all below them; None: all devices."""
 
     def may(self, permission: str) -> bool:
         """Whether the principal holds the permission `<resource>:<action>`."""

@@ -11,9 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
+
+from libs.common.db.acting import acting, acting_now
 
 _bound: ContextVar[frozenset[UUID] | None] = ContextVar("bound_tenants", default=None)
 
@@ -41,7 +44,8 @@ def unbound() -> Iterator[None]:
     """Forget the binding within, as at the border to another service of the same process."""
     token = _bound.set(None)
     try:
-        yield
+        with acting(None):
+            yield
     finally:
         _bound.reset(token)
 
@@ -51,6 +55,7 @@ class Database:
 
     `across_tenants` is for the roles that must cross tenants by name (`<service>_engine`, which
     bypass row-level security on the few columns granted to them): nothing is bound for them.
+    `schema` is that of the service whose changes are recorded for the audit trail; None: none are.
     """
 
     def __init__(
@@ -61,7 +66,9 @@ class Database:
         across_tenants: bool = False,
         application_name: str = "iiot",
         pooled: bool = True,
+        schema: str | None = None,
     ) -> None:
+        self.schema = schema
         connect_args = {
             "timeout": 5,
             "command_timeout": 60,
@@ -117,7 +124,19 @@ def _bind(connection: Connection) -> None:
         raise NoTenantBound(
             "no tenant bound: open the transaction through Transactions, or within bound_to(...)"
         )
+    bound = "{" + ",".join(str(tenant) for tenant in tenants) + "}"
+    caller = acting_now()
+    if caller is None:
+        connection.exec_driver_sql("SELECT set_config('app.tenant_ids', $1, true)", (bound,))
+        return
+    # No groups are '', which sec.groups() reads as "not limited"; none left are '{}'.
+    groups = caller.groups
     connection.exec_driver_sql(
-        "SELECT set_config('app.tenant_ids', $1, true)",
-        ("{" + ",".join(str(tenant) for tenant in tenants) + "}",),
+        "SELECT set_config('app.tenant_ids', $1, true), set_config('app.actor', $2, true),"
+        " set_config('app.groups', $3, true)",
+        (
+            bound,
+            msgspec.json.encode(caller.actor).decode() if caller.changes else "",
+            "" if groups is None else "{" + ",".join(str(group) for group in groups) + "}",
+        ),
     )

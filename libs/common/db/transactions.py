@@ -1,7 +1,8 @@
 """One door, one transaction: the one place where a service commits.
 
 A door asks for a transaction and gets the service's Store. When the block ends, the events it
-emitted are written to the outbox and everything commits together; on an error nothing does.
+emitted are written to the outbox and everything commits together; on an error nothing does. With
+them goes what somebody's request changed in audited tables (`libs.common.db.changes`).
 
 Work that carries several tenants at once (a batch of telemetry) has JointTransactions.
 """
@@ -15,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from libs.common.bus.base import Outbox
 from libs.common.bus.outcome import is_transient
+from libs.common.db.acting import acting_now
+from libs.common.db.changes import Changes
 from libs.common.db.engine import Database, bound_to
 from libs.common.errors import AppError, Unavailable
 from libs.common.events.base import Event, Message, to_message
@@ -59,6 +62,7 @@ class Transactions(Generic[S]):
         self._database = database
         self._outbox = outbox
         self._store = store
+        self._changes = Changes(database.schema) if database.schema else None
 
     @asynccontextmanager
     async def begin(self, tenant_id: UUID, *others: UUID) -> AsyncIterator[S]:
@@ -72,6 +76,7 @@ class Transactions(Generic[S]):
                 async with self._database.session() as session:
                     store = self._store(session, tenant_id)
                     yield store
+                    await self._tell_changes(store)
                     if store.emitted:
                         await session.flush()
                         await self._outbox.write(await session.connection(), store.emitted)
@@ -81,6 +86,14 @@ class Transactions(Generic[S]):
             raise Unavailable("this cannot be done now", retry_after_s=2) from error
         if store.emitted:
             self._outbox.committed()
+
+    async def _tell_changes(self, store: S) -> None:
+        caller = acting_now()
+        if self._changes is None or caller is None or not caller.changes:
+            return
+        await store.session.flush()
+        for recorded in await self._changes.take(store.session, caller):
+            store.emit(recorded)
 
 
 class Joint(Emitter):

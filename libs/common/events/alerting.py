@@ -8,7 +8,7 @@ from libs.common.severity import Severity
 
 
 class AlertOpened(Event, frozen=True, kw_only=True):
-    """An alert was opened. `source_kind` is rule, anomaly or device; `source_id` that thing's id."""
+    """An alert was opened. `source_kind` is rule, anomaly, device or quota; `source_id` that thing's id."""
 
     type: ClassVar[str] = "alert.opened.v1"
     source: ClassVar[str] = "alerting"

@@ -156,6 +156,26 @@ class DeviceGroupMoved(Event, frozen=True, kw_only=True):
     """The same now."""
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Devices that are in the same groups, named from the root down; none: in no group."""
+
+    groups: Sequence[UUID]
+    device_ids: Sequence[UUID]
+
+
+class DevicesPlaced(Event, frozen=True, kw_only=True):
+    """Where devices are now, said of each whose groups, or what these are below, became others.
+
+    Of what is said of a device, that with the highest `number` stands. A removed device stays where
+    it was, with what is kept of it.
+    """
+
+    type: ClassVar[str] = "devices.placed.v1"
+    source: ClassVar[str] = "ingest"
+    number: int
+    places: Sequence[Place]
+
+
 class DeviceDeleted(Event, frozen=True, kw_only=True):
     """A device was removed: its credentials are void, its connections are cut.
 
@@ -268,23 +288,6 @@ class DeviceAlertReported(Event, frozen=True, kw_only=True):
     key: str
     """What the alarm is about; the same key again is the same alarm."""
     active: bool = True
-
-
-class AuditRecorded(Event, frozen=True, kw_only=True):
-    """Somebody did to the plant what must be accounted for: `command.sent`, `command.cancelled`.
-
-    Said in the transaction that did it. `actor` is a user's id, or `rule:` and the rule's.
-    """
-
-    type: ClassVar[str] = "audit.recorded.v1"
-    source: ClassVar[str] = "ingest"
-    actor: str
-    action: str
-    device_id: UUID
-    subject_id: UUID
-    """The command."""
-    detail: str
-    """What it is called."""
 
 
 class CommandQueued(Event, frozen=True, kw_only=True):

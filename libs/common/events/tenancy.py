@@ -4,9 +4,11 @@
 nothing of the others. A user joins with `user.created` and leaves with `user.deleted`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from uuid import UUID
+
+import msgspec
 
 from libs.common.events.base import Event
 
@@ -46,6 +48,44 @@ class TenantDeleted(Event, frozen=True, kw_only=True):
     type: ClassVar[str] = "tenant.deleted.v1"
     source: ClassVar[str] = "tenancy"
     slug: str
+
+
+class QuotaTerms(msgspec.Struct, frozen=True):
+    """How much a tenant may have of something (None: any amount), and from which percentage it is warned."""
+
+    most: int | None
+    warn_percent: int
+
+
+class TenantQuotasSet(Event, frozen=True, kw_only=True):
+    """What a tenant may have and use from now on: all quotas, by resource, those without a limit too."""
+
+    type: ClassVar[str] = "tenant.quotas_set.v1"
+    source: ClassVar[str] = "tenancy"
+    plan: str
+    quotas: Mapping[str, QuotaTerms]
+
+
+class QuotaExceeded(Event, frozen=True, kw_only=True):
+    """A tenant is near a quota, or has reached it: `level` is "warning" or "reached".
+
+    It is said once a day of each quota and level. At "reached" no more is taken.
+    """
+
+    type: ClassVar[str] = "quota.exceeded.v1"
+    source: ClassVar[str] = "tenancy"
+    resource: str
+    level: str
+    most: int
+    used: int
+
+
+class QuotaRelieved(Event, frozen=True, kw_only=True):
+    """A tenant is well within a quota again: it uses less, may use more, or a new day has begun."""
+
+    type: ClassVar[str] = "quota.relieved.v1"
+    source: ClassVar[str] = "tenancy"
+    resource: str
 
 
 class UserCreated(Event, frozen=True, kw_only=True):
@@ -92,8 +132,18 @@ class UserDeleted(Event, frozen=True, kw_only=True):
     user_id: UUID
 
 
+class UserPasswordChanged(Event, frozen=True, kw_only=True):
+    """A user has another password; their sessions in the tenant end, but for one."""
+
+    type: ClassVar[str] = "user.password_changed.v1"
+    source: ClassVar[str] = "tenancy"
+    user_id: UUID
+    spared_session_id: UUID | None = None
+    """The session in which they changed it. None: all end, as after a forgotten password."""
+
+
 class MembershipChanged(Event, frozen=True, kw_only=True):
-    """A user has these roles in the tenant from now on."""
+    """A user has these roles in the tenant from now on, or has to do with other devices than before."""
 
     type: ClassVar[str] = "membership.changed.v1"
     source: ClassVar[str] = "tenancy"
@@ -124,3 +174,41 @@ class RoleDeleted(Event, frozen=True, kw_only=True):
     type: ClassVar[str] = "role.deleted.v1"
     source: ClassVar[str] = "tenancy"
     name: str
+
+
+class ApiKeyCreated(Event, frozen=True, kw_only=True):
+    """A key was made that a program may show."""
+
+    type: ClassVar[str] = "api_key.created.v1"
+    source: ClassVar[str] = "tenancy"
+    key_id: UUID
+    name: str
+
+
+class ApiKeyChanged(Event, frozen=True, kw_only=True):
+    """A key may do something else from now on, ends at another time, or has another secret."""
+
+    type: ClassVar[str] = "api_key.changed.v1"
+    source: ClassVar[str] = "tenancy"
+    key_id: UUID
+
+
+class ApiKeyRevoked(Event, frozen=True, kw_only=True):
+    """A key is void; connections opened with it are cut."""
+
+    type: ClassVar[str] = "api_key.revoked.v1"
+    source: ClassVar[str] = "tenancy"
+    key_id: UUID
+
+
+class UserFactorsChanged(Event, frozen=True, kw_only=True):
+    """Something happened to what a user proves themselves by beside the password.
+
+    `change` is totp_added, passkey_added, removed, recovery_codes_renewed, recovery_code_used,
+    passkey_cloned (a copy of a passkey was refused) or reset (by the platform's admin).
+    """
+
+    type: ClassVar[str] = "user.factors_changed.v1"
+    source: ClassVar[str] = "tenancy"
+    user_id: UUID
+    change: str

@@ -1,12 +1,17 @@
 """Who may call an operation: every one declares a permission or says why it is public."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
+from fastapi import Request
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import solve_dependencies
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute, Mount
+
+from libs.common.errors import AppError
 
 _PUBLIC = "__public_because__"
 
@@ -52,12 +57,42 @@ def asks_permission(dependant: Dependant) -> bool:
     return any(True for _ in _permissions(dependant))
 
 
+async def refusal_of(request: Request) -> AppError | None:
+    """Return why whoever asks may not ask this at all; None if they may, or nothing is asked of them.
+
+    FastAPI reads the body before it looks at dependencies. Who may not call an operation is told so
+    whatever is wrong with what they sent, and learns nothing of what it takes.
+    """
+    dependant: Dependant | None = getattr(request.scope.get("route"), "dependant", None)
+    if dependant is None:
+        return None
+    async with AsyncExitStack() as stack:
+        for _, guard in _guards(dependant):
+            try:
+                solved = await solve_dependencies(
+                    request=request,
+                    dependant=guard,
+                    async_exit_stack=stack,
+                    embed_body_fields=False,
+                )
+                await cast(Callable[..., Awaitable[object]], guard.call)(**solved.values)
+            except AppError as refusal:
+                return refusal
+    return None
+
+
 def _permissions(dependant: Dependant) -> Iterator[str]:
+    for permission, _ in _guards(dependant):
+        yield permission
+
+
+def _guards(dependant: Dependant) -> Iterator[tuple[str, Dependant]]:
+    """Return the dependencies, at any depth, that ask for a permission, and for which."""
     permission = getattr(dependant.call, "permission", None)
     if isinstance(permission, str) and permission:
-        yield permission
+        yield permission, dependant
     for inner in dependant.dependencies:
-        yield from _permissions(inner)
+        yield from _guards(inner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,18 +18,19 @@ from libs.common.http.doorway import Doorway
 from libs.common.http.health import Check, Health
 from libs.common.http.idempotency import check_repeats
 from libs.common.http.metrics import Metrics
+from libs.common.http.openapi import complete
 from libs.common.http.problems import (
     MEDIA_TYPE,
     PROBLEM_SCHEMA,
     add_problem_handlers,
     on_http_exception,
-    problem_schemas,
 )
 
 MAX_BODY_BYTES = 1024 * 1024
 
 _OPENAPI_URL = "/openapi.json"
 
+# Keeps FastAPI from describing errors in its own shape; `complete` puts those there are in its place.
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {"description": "Any error", "content": {MEDIA_TYPE: PROBLEM_SCHEMA}}
 }
@@ -76,10 +77,10 @@ class ServiceApp(FastAPI):
         return operations
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI 3.1 document, with Problem and `x-permission`."""
+        """Return the OpenAPI 3.1 document, completed with what `complete` knows."""
         if self.openapi_schema is None:
             document = copy.deepcopy(super().openapi())
-            _describe_access(document, self.inspect_routes())
+            complete(document, self.inspect_routes())
             self.openapi_schema = document
         return self.openapi_schema
 
@@ -178,31 +179,3 @@ async def _name_all_methods(request: Request, exc: Exception) -> Response:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
-
-
-def _describe_access(document: dict[str, Any], operations: Sequence[Operation]) -> None:
-    components = document.setdefault("components", {})
-    components.setdefault("schemas", {}).update(problem_schemas())
-    paths = document.get("paths", {})
-    guarded = False
-    for operation in operations:
-        for method in operation.methods:
-            described = paths.get(operation.path, {}).get(method.lower())
-            if described is None:
-                continue
-            if operation.permission is not None:
-                guarded = True
-                described["x-permission"] = operation.permission
-                described.setdefault("security", [{"bearer": []}])
-            else:
-                described["security"] = []
-    if guarded:
-        components.setdefault("securitySchemes", {}).setdefault(
-            "bearer",
-            {
-                "type": "http",
-                "scheme": "bearer",
-                "bearerFormat": "JWT",
-                "description": "The `access_token` that `POST /api/v1/auth/login` answers with.",
-            },
-        )

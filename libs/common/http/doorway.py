@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
+from starlette.middleware import body_limit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from libs.common import log
+from libs.common.db.acting import act_as, act_no_more
 from libs.common.errors import AppError, FieldError, Invalid, NotFound, TooLarge
+from libs.common.http.deprecation import deprecation_of
 from libs.common.http.metrics import Metrics
 from libs.common.http.problems import REQUEST_ID, Refused, internal_error, send_problem
 from libs.common.http.strict_json import check_json
@@ -28,6 +31,10 @@ CLIENT_GONE = 499
 
 _LOGGED_PATH = 512
 """Of a longer path the beginning is logged."""
+
+_COUNTS = body_limit._BODY_LIMIT_RESPONDER_SCOPE_KEY
+"""Under which Starlette looks for who counts the body already, and tells them a route's own limit.
+Else it counts itself, and answers in plain text."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
@@ -69,13 +76,17 @@ class Doorway:
             service=self._service, request_id=request_id, trace_id=trace_id, tenant=None
         )
         trace = enter_trace(traceparent)
+        # Whoever calls is not yet known.
+        acting = act_as(None)
         try:
             if kind == "http":
                 body = _Body(scope, receive, self._max_body_bytes, length, is_json=is_json)
+                scope[_COUNTS] = body
                 await self._serve(scope, body.receive, send, request_id)
             else:
                 await self._app(scope, receive, send)
         finally:
+            act_no_more(acting)
             leave_trace(trace)
             reset_contextvars(**bound)
 
@@ -89,6 +100,9 @@ class Doorway:
                 status = message["status"]
                 headers = [h for h in message.get("headers", ()) if h[0] != b"x-request-id"]
                 headers.append((b"x-request-id", request_id.encode()))
+                ends = deprecation_of(scope.get("endpoint"))
+                if ends is not None:
+                    headers += ends.headers()
                 message["headers"] = headers
             await send(message)
 
@@ -175,14 +189,18 @@ def _refusal(scope: Scope) -> AppError | None:
 class _Body:
     """A request's body as it comes in: counted, and checked at its end if a route reads it as JSON."""
 
-    __slots__ = ("_chunks", "_is_json", "_length", "_limit", "_receive", "_scope", "_size")
+    __slots__ = ("_chunks", "_is_json", "_length", "_receive", "_scope", "_size", "max_body_size")
+
+    total_size = 0
+    """What Starlette would refuse by itself at once: it never does."""
 
     def __init__(
         self, scope: Scope, receive: Receive, limit: int, length: int | None, *, is_json: bool
     ) -> None:
         self._scope = scope
         self._receive = receive
-        self._limit = limit
+        self.max_body_size = limit
+        """A route may allow more, or less, than its service does; it sets this."""
         self._length = length
         self._is_json = is_json
         self._size = 0
@@ -191,9 +209,7 @@ class _Body:
     async def receive(self) -> Message:
         """Return the next message. Raises Refused if the body is too large or not sound JSON."""
         route = self._scope.get("route")
-        # A route may allow more, or less, than its service does: `max_body_size=`.
-        own_limit: int | None = getattr(route, "max_body_size", None)
-        limit = self._limit if own_limit is None else own_limit
+        limit = self.max_body_size
         if self._length is not None and self._length > limit:
             raise _too_large(limit)
         message = await self._receive()

@@ -44,16 +44,23 @@ class Health:
         self._checks: dict[str, Check] = {}
         self._abandoned: set[asyncio.Task[CheckResult]] = set()
         self._asking: asyncio.Task[Report] | None = None
+        self._is_draining = False
 
     def add(self, name: str, check: Check) -> None:
         """Let readiness depend on this check too."""
         self._checks[name] = check
+
+    def drain(self) -> None:
+        """Be ready no more: the process ends when it has finished what has begun."""
+        self._is_draining = True
 
     async def ready(self) -> Report:
         """Ask every check and return what they said; never raises, never takes much longer than 2 s.
 
         Whoever asks meanwhile gets the same answer: anybody may ask, and each check costs something.
         """
+        if self._is_draining:
+            return Report("failing", {"process": CheckResult("failing", "it is ending", 0.0)})
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name="health.ready")
             self._asking.add_done_callback(self._answered)

@@ -25,14 +25,42 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from libs.common import log
-from libs.common.errors import AppError, FieldError, Invalid, Malformed, UnsupportedMedia
+from libs.common.errors import (
+    AppError,
+    FieldError,
+    Invalid,
+    Malformed,
+    TooLarge,
+    UnsupportedMedia,
+)
+from libs.common.http.access import refusal_of
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "iiot.request_id"
 """The key of the ASGI scope under which the request's id stands."""
 
 DEFAULT_RETRY_AFTER_S = 5
+_IN_WHAT_WAS_SENT = {kind.status for kind in (Malformed, TooLarge, UnsupportedMedia, Invalid)}
 MAX_ERRORS = 100
+
+_SOME_REQUEST = "9f2d7c0a4be14d0f8a7b6c5d4e3f2a1b"
+_EXAMPLES: Mapping[str, tuple[str, Sequence[FieldError]]] = {
+    "malformed": ("The body is not JSON: Expecting value at character 9 (line 1, column 10).", ()),
+    "unauthenticated": ("no credential was given", ()),
+    "forbidden": ("this needs the permission devices:write", ()),
+    "not-found": ("no device 5f0c1d3e-8a47-4b0c-9d55-2f6f8f6f3a10", ()),
+    "conflict": ("there is a device named press-7 already", ()),
+    "precondition-failed": ("it is at version 4 by now", ()),
+    "too-large": ("The body is larger than 1048576 bytes.", ()),
+    "unsupported-media-type": ("Send the body as application/json.", ()),
+    "invalid": (
+        "#/name: String should have at least 1 character",
+        [FieldError("#/name", "String should have at least 1 character")],
+    ),
+    "too-many-requests": ("the limit of 1000 requests a minute is reached", ()),
+    "unavailable": ("the service is away; try again", ()),
+}
+"""What the kinds of libs/common/errors look like to who asked for a press. Others show what they promise."""
 
 _log = log.logger(__name__)
 
@@ -41,18 +69,18 @@ class ProblemField(BaseModel):
     """One fault in the input."""
 
     pointer: Annotated[str, Field(description="Where: `#/a/b` in the body, `?name` in the query, `{name}` in the path, `Name:` in the headers.", examples=["#/values/temp"])]  # fmt: skip
-    reason: Annotated[str, Field(description="What is wrong there.")]
+    reason: Annotated[str, Field(description="What is wrong there.", examples=["Input should be a finite number"])]  # fmt: skip
 
 
 class Problem(BaseModel):
     """An error, as RFC 9457 has it."""
 
     type: Annotated[str, Field(description="Stable name of the kind of error.", examples=["urn:iiot:problem:not-found"])]  # fmt: skip
-    title: Annotated[str, Field(description="The kind, for people.")]
-    status: Annotated[int, Field(description="The HTTP status.", ge=400, le=599)]
-    detail: Annotated[str, Field(description="What happened this time.")]
+    title: Annotated[str, Field(description="The kind, for people.", examples=["Not found"])]
+    status: Annotated[int, Field(description="The HTTP status.", ge=400, le=599, examples=[404])]
+    detail: Annotated[str, Field(description="What happened this time.", examples=["no device 5f0c1d3e-8a47-4b0c-9d55-2f6f8f6f3a10"])]  # fmt: skip
     errors: Annotated[list[ProblemField], Field(description="The faults in the input, if there are any.")]  # fmt: skip
-    request_id: Annotated[str | None, Field(description="Quote it when you ask for help; it stands in our logs.")]  # fmt: skip
+    request_id: Annotated[str | None, Field(description="Quote it when you ask for help; it stands in our logs.", examples=["9f2d7c0a4be14d0f8a7b6c5d4e3f2a1b"])]  # fmt: skip
 
 
 PROBLEM_SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -66,16 +94,63 @@ class Refused(HTTPException):
         self.error = error
 
 
-def problems(*kinds: type[AppError]) -> dict[int | str, dict[str, object]]:
-    """Return the `responses=` of a route that may fail with these kinds."""
-    titles: dict[int, list[str]] = {}
+def problems(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses=` of a route that may fail with these kinds, an example of each in it."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        known = titles.setdefault(kind.status, [])
-        if kind.title not in known:
-            known.append(kind.title)
+        response = responses.setdefault(kind.status, _promise(kind.status))
+        response["content"][MEDIA_TYPE]["examples"][kind.__name__] = {
+            "summary": kind.title,
+            "value": example_of(kind),
+        }
+    for response in responses.values():
+        examples = response["content"][MEDIA_TYPE]["examples"].values()
+        response["description"] = " / ".join(dict.fromkeys(e["summary"] for e in examples))
+    return responses
+
+
+PROBLEM_HEADERS: dict[str, dict[str, Any]] = {
+    "RetryAfter": {
+        "description": "How many seconds to wait before it is worth asking again.",
+        "schema": {"type": "integer", "minimum": 1},
+        "example": DEFAULT_RETRY_AFTER_S,
+    },
+    "WwwAuthenticate": {
+        "description": "Which credential is asked for.",
+        "schema": {"type": "string"},
+        "example": "Bearer",
+    },
+    "RequestId": {
+        "description": "Names this request in our logs; your own `X-Request-Id` if you sent one.",
+        "schema": {"type": "string"},
+        "example": _SOME_REQUEST,
+    },
+}
+"""What the headers of problems mean, for OpenAPI's `components`."""
+
+
+def _promise(status: int) -> dict[str, Any]:
+    named = {"X-Request-Id": "RequestId"}
+    if status in (429, 503):
+        named["Retry-After"] = "RetryAfter"
+    if status == 401:
+        named["WWW-Authenticate"] = "WwwAuthenticate"
     return {
-        status: {"description": " / ".join(names), "content": {MEDIA_TYPE: PROBLEM_SCHEMA}}
-        for status, names in titles.items()
+        "headers": {n: {"$ref": f"#/components/headers/{to}"} for n, to in named.items()},
+        "content": {MEDIA_TYPE: {**PROBLEM_SCHEMA, "examples": {}}},
+    }
+
+
+def example_of(kind: type[AppError]) -> dict[str, Any]:
+    """Return a problem of this kind, as one might see it."""
+    detail, errors = _EXAMPLES.get(kind.slug, (kind.__doc__ or kind.title, ()))
+    return {
+        "type": f"urn:iiot:problem:{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "errors": [{"pointer": e.pointer, "reason": e.reason} for e in errors],
+        "request_id": _SOME_REQUEST,
     }
 
 
@@ -176,12 +251,25 @@ async def _on_app_error(connection: Request | WebSocket, exc: Exception) -> Resp
         # The 4000s are an application's own: 4401, 4404 and so on read like their HTTP kin.
         await connection.close(code=4000 + exc.status, reason=exc.title)
         return None
-    return problem_response(exc, connection.scope.get(REQUEST_ID))
+    return await _fault(connection, exc)
 
 
 async def _on_validation_error(request: Request | WebSocket, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
-    return problem_response(kind_of_fault(exc), request.scope.get(REQUEST_ID))
+    assert isinstance(request, Request)
+    return await _fault(request, kind_of_fault(exc))
+
+
+async def _fault(request: Request, error: AppError) -> Response:
+    """Answer with an error; if it lies in what was sent, only to who may ask at all."""
+    said = error
+    if error.status in _IN_WHAT_WAS_SENT:
+        said = await refusal_of(request) or error
+    response = problem_response(said, request.scope.get(REQUEST_ID))
+    if error.status == TooLarge.status:
+        # Whatever is said: the rest of the body is not wanted.
+        response.headers["connection"] = "close"
+    return response
 
 
 async def on_http_exception(request: Request | WebSocket, exc: Exception) -> Response:
@@ -189,7 +277,8 @@ async def on_http_exception(request: Request | WebSocket, exc: Exception) -> Res
     assert isinstance(exc, HTTPException)
     request_id = request.scope.get(REQUEST_ID)
     if isinstance(exc, Refused):
-        return problem_response(exc.error, request_id)
+        assert isinstance(request, Request)
+        return await _fault(request, exc.error)
     if exc.status_code < 400:
         return Response(status_code=exc.status_code, headers=exc.headers)
     phrase = _phrase(exc.status_code)

@@ -5,7 +5,9 @@ whoever does not read the answer. Whoever can reach the port could so fill its m
 """
 
 import asyncio
+import socket
 from collections import Counter
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Literal
@@ -55,6 +57,8 @@ class ServerConfig(uvicorn.Config):
             log_config=None,
             access_log=False,
             server_header=False,
+            # Who is a proxy of ours, the gateway alone knows; uvicorn would believe this machine.
+            proxy_headers=False,
             timeout_graceful_shutdown=drain_s,
         )
         self.bounds = bounds
@@ -67,6 +71,39 @@ class ServerConfig(uvicorn.Config):
             )
         self.held: Counter[str] = Counter()
         """Connections by origin."""
+        self.is_draining = False
+        """Whether it ends: each answer is the last of its connection."""
+
+
+class Server(uvicorn.Server):
+    """Serves until it is told to end; then it says so, and finishes what has begun.
+
+    `on_drain` is called at once: from then on the service is not ready. For `notice_s` more it takes
+    requests as ever, each the last of its connection, so that balancers notice and nobody who was
+    sent here meets a closed door. Only then it stops to listen.
+    """
+
+    config: ServerConfig
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        notice_s: float = 0.0,
+        on_drain: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(config)
+        self._notice_s = notice_s
+        self._on_drain = on_drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, as the class says."""
+        self._on_drain()
+        self.config.is_draining = True
+        until = asyncio.get_running_loop().time() + self._notice_s
+        while asyncio.get_running_loop().time() < until and not self.force_exit:  # noqa: ASYNC110 - a flag of uvicorn's
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
 
 
 class _Awaited(Enum):
@@ -97,6 +134,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._body_bytes = 0
         self._body_began = 0.0
+        self._fault_found = "This is not HTTP."
         self._deadline: asyncio.TimerHandle | None = None
         self._reader_deadline: asyncio.TimerHandle | None = None
 
@@ -167,11 +205,18 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        reason = self._fault()
+        if reason is not None:
+            # The parser stops, and `send_400_response` is called.
+            self._fault_found = reason
+            raise ValueError(reason)
         self._awaited = _Awaited.BODY
         self._body_bytes = 0
         self._body_began = self.loop.time()
         self._clear_deadline()
         super().on_headers_complete()
+        if self.config.is_draining and self._is_answering():
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -186,7 +231,30 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > self._bounds.head_bytes:
             self._refuse_head()
         else:
-            self._refuse(HTTPStatus.BAD_REQUEST, "This is not HTTP.")
+            self._refuse(HTTPStatus.BAD_REQUEST, self._fault_found)
+
+    def _fault(self) -> str | None:
+        """Return why a head cannot be what it seems; who stands before us might read it otherwise.
+
+        (Two lengths, or a length beside chunks, the parser refuses itself.)
+        """
+        hosts = lengths = codings = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                lengths += 1
+            elif name == b"transfer-encoding":
+                # Nothing else is read here, and another reader might not read it as nothing.
+                codings += 1 if value.strip().lower() == b"chunked" else 2
+        version = self.parser.get_http_version()
+        if hosts > 1 or (not hosts and version == "1.1"):
+            return "A request names its host, once."
+        if codings > 1 or (codings and (lengths or version != "1.1")):
+            return "How long the body is, is said in two ways."
+        if self.url[:1] != b"/" and self.url != b"*":
+            return "This is no proxy: a request names a path."
+        return None
 
     # --- bounds
 
@@ -249,7 +317,9 @@ class Connection(HttpToolsProtocol):
             if left_s > 0:
                 self._set_deadline(left_s)
             else:
-                self.transport.abort()
+                self._refuse(
+                    HTTPStatus.REQUEST_TIMEOUT, "The body of the request took too long to come."
+                )
         elif self._is_answering():
             self._set_deadline(bounds.head_within_s)
         elif self._awaited is _Awaited.HEAD:
@@ -266,21 +336,31 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
         """Say why, and close the connection; in the midst of an answer just close it."""
         self._clear_deadline()
-        if not self._is_answering():
-            body = msgspec.json.encode(
-                {
-                    "type": f"urn:iiot:problem:{status.phrase.lower().replace(' ', '-')}",
-                    "title": status.phrase,
-                    "status": status.value,
-                    "detail": detail,
-                    "errors": [],
-                    "request_id": None,
-                }
-            )
-            head = (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-                f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-                "connection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
+        if self._is_answering():
+            if self._awaited is not _Awaited.BODY or self.pipeline or self.cycle.response_started:
+                self.transport.close()
+                return
+            # It is this request's body. The app is told that the client is gone, and whatever it
+            # says to that is said to nobody.
+            self.cycle.disconnected = True
+        self._say(status, detail)
+
+    def _say(self, status: HTTPStatus, detail: str) -> None:
+        """Answer in the place of the app, and close the connection."""
+        body = msgspec.json.encode(
+            {
+                "type": f"urn:iiot:problem:{status.phrase.lower().replace(' ', '-')}",
+                "title": status.phrase,
+                "status": status.value,
+                "detail": detail,
+                "errors": [],
+                "request_id": None,
+            }
+        )
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
         self.transport.close()

@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from services.alerting.adapters.email import EmailSender, check_address
+from libs.common.mail import check_address
+from services.alerting.adapters.email import EmailSender
 from services.alerting.adapters.webhook import WebhookSender
 from services.alerting.domain.channel import Channel, Email, Target, Webhook
 from services.alerting.domain.notice import Notice

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from services.alerting.adapters.ssrf import Address
+from libs.common.outbound import Address
 
 LookUp = Callable[[str, int], Sequence[Address]]
 

@@ -11,7 +11,7 @@ import msgspec
 from standardwebhooks import Webhook
 
 from libs.common.errors import TooLarge, invalid
-from services.alerting.adapters.ssrf import Blocked, OutboundClient, Reply, Unreachable
+from libs.common.outbound import Blocked, OutboundClient, Reply, Unreachable
 from services.alerting.domain.notice import Notice
 from services.alerting.domain.outcome import Delivered, Gone, Outcome, Refused, Retry
 

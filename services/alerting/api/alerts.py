@@ -36,7 +36,9 @@ from services.alerting.usecases.alerts import Act
 
 router = APIRouter(prefix="/api/v1/alerts", tags=["alerts"], route_class=IdempotentRoute)
 
-Text = Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")]
+Text = Annotated[
+    str, Field(max_length=4000, pattern=r"^[^\x00]*$", examples=["The bearing is being replaced."])
+]
 
 
 class StateFilter(StrEnum):
@@ -59,37 +61,45 @@ class ActionIn(Body):
 class NoteIn(Body):
     """A note to write."""
 
-    text: Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]*$")]
+    text: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4000,
+            pattern=r"^[^\x00]*$",
+            examples=["The bearing is being replaced."],
+        ),
+    ]
 
 
 class AlertOut(Out):
     """An alert."""
 
     id: UUID
-    title: str
-    message: str
+    title: Annotated[str, Field(examples=["temperature of press-7 is above 90"])]
+    message: Annotated[str, Field(examples=["temperature is 96.2, above 90 for 30 s"])]
     severity: Severity
     state: State
     source_kind: SourceKind
     source_id: UUID
     """The rule's, the model's or the device's id."""
     device_id: UUID | None
-    device_name: str | None
-    metric: str | None
-    value: float | None
-    condition: str | None
+    device_name: Annotated[str | None, Field(examples=["press-7"])]
+    metric: Annotated[str | None, Field(examples=["temperature"])]
+    value: Annotated[float | None, Field(examples=[96.2])]
+    condition: Annotated[str | None, Field(examples=["> 90"])]
     """What was watched for, in words."""
-    count: int
+    count: Annotated[int, Field(examples=[3])]
     """How often it was raised while open."""
     opened_at: datetime
     last_seen_at: datetime
     acknowledged_at: datetime | None
     acknowledged_by: UUID | None
-    acknowledged_by_name: str | None
+    acknowledged_by_name: Annotated[str | None, Field(examples=["Ann Meyer"])]
     resolved_at: datetime | None
     resolved_by: UUID | None
     """Null if the platform closed it; see `resolved_how`."""
-    resolved_by_name: str | None
+    resolved_by_name: Annotated[str | None, Field(examples=["Ann Meyer"])]
     resolved_how: How | None
     version: int
 
@@ -104,8 +114,8 @@ class HistoryOut(Out):
     severity: Severity
     by: UUID | None
     """Null: the platform itself."""
-    by_name: str | None
-    detail: str
+    by_name: Annotated[str | None, Field(examples=["Ann Meyer"])]
+    detail: Annotated[str, Field(examples=["acknowledged by Ann Meyer"])]
 
 
 class NoteOut(Out):
@@ -114,8 +124,8 @@ class NoteOut(Out):
     id: UUID
     at: datetime
     by: UUID
-    by_name: str | None
-    text: str
+    by_name: Annotated[str | None, Field(examples=["Ann Meyer"])]
+    text: Annotated[str, Field(examples=["The bearing is being replaced."])]
 
 
 class NotificationOut(Out):
@@ -124,14 +134,14 @@ class NotificationOut(Out):
     id: UUID
     """Also the webhook-id, and the front part of a mail's Message-ID."""
     channel_id: UUID
-    channel_name: str
+    channel_name: Annotated[str, Field(examples=["On call"])]
     channel_kind: ChannelKind
     kind: NoticeKind
     status: Status
     attempts: int
-    reason: str
+    reason: Annotated[str, Field(examples=[""])]
     """Why the last attempt failed, or why none was needed."""
-    receipt: str
+    receipt: Annotated[str, Field(examples=["250 2.0.0 Ok: queued as 4F2A1"])]
     """The receiver's answer, once delivered."""
     created_at: datetime
     next_attempt_at: datetime | None

@@ -38,7 +38,9 @@ router = APIRouter(
     route_class=IdempotentRoute,
 )
 
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$", examples=["On call"])
+]
 
 
 class EmailConfig(Body):
@@ -81,24 +83,24 @@ ChannelIn = Annotated[EmailChannelIn | WebhookChannelIn, Field(discriminator="ki
 class EmailConfigOut(Out):
     """A mailbox."""
 
-    address: str
+    address: Annotated[str, Field(examples=["on-call@plant.example"])]
 
 
 class WebhookConfigOut(Out):
     """A URL; of its path, who may not change channels sees nothing, for it may hold a secret."""
 
-    url: str
+    url: Annotated[str, Field(examples=["https://hooks.plant.example/alerts"])]
 
 
 class ChannelOut(Out):
     """A notification channel."""
 
     id: UUID
-    name: str
+    name: Annotated[str, Field(examples=["On call"])]
     kind: ChannelKind
     config: EmailConfigOut | WebhookConfigOut
     enabled: bool
-    disabled_reason: str
+    disabled_reason: Annotated[str, Field(examples=[""])]
     """Why the platform switched it off; empty if it did not."""
     min_severity: Severity
     created_at: datetime
@@ -109,7 +111,7 @@ class ChannelOut(Out):
 class NewChannelOut(ChannelOut):
     """A channel just set up."""
 
-    secret: str | None
+    secret: Annotated[str | None, Field(examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"])]
     """What a webhook's requests are signed with (standardwebhooks.com). Shown this once."""
 
 
@@ -117,7 +119,7 @@ class TryOut(Out):
     """How a test went."""
 
     delivered: bool
-    detail: str
+    detail: Annotated[str, Field(examples=["250 2.0.0 Ok: queued as 4F2A1"])]
     """The receiver's answer, or what was wrong."""
 
 

@@ -19,7 +19,7 @@ CanReadAlerts = Annotated[Principal, Depends(Permission("alerts:read"))]
 CanAcknowledge = Annotated[Principal, Depends(Permission("alerts:acknowledge"))]
 CanResolve = Annotated[Principal, Depends(Permission("alerts:resolve"))]
 CanReadChannels = Annotated[Principal, Depends(Permission("channels:read"))]
-CanWriteChannels = Annotated[Principal, Depends(Permission("channels:write"))]
+CanWriteChannels = Annotated[Principal, Depends(Permission("channels:write", of_whole_tenant=True))]
 
 IfMatch = Annotated[
     str | None, Header(pattern=r'^"?\d{1,9}"?$', description="The version that you saw.")

@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 from libs.common.events.ingest import DeviceAlertReported
 from libs.common.events.ml import AnomalyDetected
 from libs.common.events.rules import RuleCleared, RuleTriggered
+from libs.common.events.tenancy import QuotaExceeded, QuotaRelieved
 from libs.common.severity import Severity
 
 MOST_TITLE = 200
@@ -24,6 +25,7 @@ class SourceKind(StrEnum):
     RULE = "rule"
     ANOMALY = "anomaly"
     DEVICE = "device"
+    QUOTA = "quota"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,36 @@ def clearing_of_device(event: DeviceAlertReported) -> Clearing:
         at=event.at,
         detail=_plain(event.message),
     )
+
+
+def trigger_of_quota(event: QuotaExceeded) -> Trigger:
+    """Return the reason that a quota is which is nearly used up, or is: one alert for each quota."""
+    is_reached = event.level == "reached"
+    told = f"{event.used} of {event.most} are used"
+    return Trigger(
+        dedup_key=_quota_key(event.resource),
+        title=_title(f"Quota {event.resource} {'reached' if is_reached else 'nearly reached'}"),
+        message=_plain(f"{told}; {'no more is taken' if is_reached else 'soon no more is taken'}"),
+        severity=Severity.HIGH if is_reached else Severity.MEDIUM,
+        source_kind=SourceKind.QUOTA,
+        source_id=event.tenant_id,
+        at=event.at,
+        firing=Firing(uuid5(event.tenant_id, _quota_key(event.resource)), recurs=True),
+    )
+
+
+def clearing_of_quota(event: QuotaRelieved) -> Clearing:
+    """Return the word that the tenant is well within a quota again."""
+    return Clearing(
+        dedup_key=_quota_key(event.resource),
+        firing=Firing(uuid5(event.tenant_id, _quota_key(event.resource)), recurs=True),
+        at=event.at,
+        detail="within the quota again",
+    )
+
+
+def _quota_key(resource: str) -> str:
+    return f"quota:{resource}"
 
 
 def _rule_key(rule_id: UUID, device_id: UUID) -> str:

@@ -13,7 +13,7 @@ from libs.common.historian.point import Quality
 from libs.common.historian.reader import Aggregate, SeriesInfo
 from libs.common.http.doors import Now
 from libs.common.http.problems import problems
-from libs.common.http.schemas import Moment, Out
+from libs.common.http.schemas import Duration, Moment, Out
 from services.analytics import usecases
 from services.analytics.api.deps import CanRead, InTransaction
 from services.analytics.domain.span import Span, span_of
@@ -58,7 +58,7 @@ def _plain_seconds(value: object) -> object:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_plain_seconds)]
+Window = Annotated[Duration, BeforeValidator(_plain_seconds)]
 _DURATION = TypeAdapter(timedelta)
 
 DeviceId = Annotated[UUID, Path()]
@@ -86,10 +86,11 @@ class PointOut(Out):
     value: Annotated[
         float | bool | str | None,
         Field(
-            description="Null: no number can say it. Of a bucket: the first aggregate asked for."
+            description="Null: no number can say it. Of a bucket: the first aggregate asked for.",
+            examples=[96.2],
         ),
     ]
-    quality: str | None = None
+    quality: Annotated[str | None, Field(examples=["good"])] = None
     count: int | None = None
     values: dict[Aggregate, float] | None = None
 
@@ -98,9 +99,9 @@ class TimeseriesOut(Out):
     """A device's metric over a range of time."""
 
     device_id: UUID
-    metric: str
-    type: Annotated[str, Field(description="number, bool or text")]
-    unit: str | None
+    metric: Annotated[str, Field(examples=["temperature"])]
+    type: Annotated[str, Field(description="number, bool or text", examples=["number"])]
+    unit: Annotated[str | None, Field(examples=["degC"])]
     start: Annotated[datetime, Field(serialization_alias="from")]
     end: Annotated[datetime, Field(serialization_alias="to")]
     function: Function
@@ -127,22 +128,24 @@ class StatisticsOut(Out):
     """What can be said of a metric's values over a range; what cannot be said is null."""
 
     device_id: UUID
-    metric: str
-    type: str
-    unit: str | None
+    metric: Annotated[str, Field(examples=["temperature"])]
+    type: Annotated[str, Field(examples=["number"])]
+    unit: Annotated[str | None, Field(examples=["degC"])]
     start: Annotated[datetime, Field(serialization_alias="from")]
     end: Annotated[datetime, Field(serialization_alias="to")]
     quality: QualitiesOut
     count: Annotated[int, Field(description="The points that are not bad; all else is of these.")]
     mean: float | None
-    median: float | None
+    median: Annotated[float | None, Field(examples=[71.3])]
     std: Annotated[float | None, Field(description="Of a sample (n - 1).")]
     variance: float | None
     min: float | None
     max: float | None
     range: float | None
     cv: Annotated[float | None, Field(description="std / |mean|")]
-    percentiles: dict[str, float | None]
+    percentiles: Annotated[
+        dict[str, float | None], Field(examples=[{"p50": 71.2, "p95": 88.4, "p99": 95.9}])
+    ]
     first: EndOut | None
     last: EndOut | None
 
@@ -164,7 +167,7 @@ async def read_timeseries(
         Function | None, Query(description="raw, or bucket if a `bucket` is given.")
     ] = None,
     bucket: Annotated[
-        Duration | None,
+        Window | None,
         Query(gt=timedelta(), le=LONGEST, description="Seconds, or ISO 8601: PT5M."),
     ] = None,
     aggregate: Annotated[

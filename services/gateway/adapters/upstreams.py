@@ -1,15 +1,20 @@
-"""The services behind the gateway: each an app in this process, or at an address.
+"""The services behind the gateway: each an app in this process, or at one or several addresses.
 
 Both are spoken to as ASGI: `await upstream(scope, receive, send)` answers the request. The scope
 given has only the headers that the service may see.
 """
 
+import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 import httpx2
+import msgspec
+import structlog
 from multidict import CIMultiDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yarl import URL
@@ -18,7 +23,9 @@ from libs.common.db.engine import unbound
 from libs.common.errors import Unavailable
 from services.gateway.domain.breaker import Breaker
 
-SMALL = 64 * 1024
+log = structlog.get_logger(__name__)
+
+SMALL = 256 * 1024
 """An answer up to this size is sent on whole."""
 KEPT_ALIVE_S = 3.0
 """Shorter than the services keep a connection: else one would be used just as it is closed."""
@@ -86,6 +93,11 @@ class Remote:
         self._session = session
         self._breaker = Breaker()
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether it did not answer lately, and is given a pause."""
+        return self._breaker.is_open(time.monotonic())
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wait_s = self._breaker.wait_s(time.monotonic())
         if wait_s > 0:
@@ -131,17 +143,52 @@ class Remote:
         return Unavailable(f"the service {self._name} is away", retry_after_s=retry_after_s)
 
 
+class Balanced:
+    """A service at several addresses, which take turns. One that does not answer is left out for a while."""
+
+    def __init__(self, remotes: Sequence[Remote]) -> None:
+        self._remotes = tuple(remotes)
+        self._turn = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. What only reads is asked of the others, too, before it fails."""
+        self._turn = (self._turn + 1) % len(self._remotes)
+        in_turn = [*self._remotes[self._turn :], *self._remotes[: self._turn]]
+        awake = [remote for remote in in_turn if not remote.is_resting] or in_turn
+        *others, last = awake if scope["method"] in _BODILESS else awake[:1]
+        for remote in others:
+            with contextlib.suppress(Unavailable):
+                await remote(scope, receive, send)
+                return
+        await last(scope, receive, send)
+
+
+Urls = Mapping[str, str | Sequence[str]]
+"""Where services are, by name: an address each, or several."""
+
+
 class Upstreams:
     """The services by name. Give the apps of this process, or URLs, or both (the app wins).
 
-    `apps` is looked up at each request, so it may be filled after this was made.
+    `apps` is looked up at each request, so it may be filled after this was made. What stands in `file`
+    (JSON, as `urls`) comes besides, and is looked at anew by `look`.
     """
 
     def __init__(
-        self, apps: Mapping[str, ASGIApp], urls: Mapping[str, str], *, timeout_s: float
+        self,
+        apps: Mapping[str, ASGIApp],
+        urls: Urls,
+        *,
+        timeout_s: float,
+        file: Path | None = None,
     ) -> None:
         self._apps = apps
-        self._urls = urls
+        self._set = urls
+        self._urls = _each_a_list(urls)
+        self._file = file
+        self._file_seen: tuple[int, int] | None = None
+        self.on_changed: list[Callable[[], None]] = []
+        """Called when a service came or went."""
         self._timeout_s = timeout_s
         self._upstreams: dict[str, Upstream] = {}
         self._clients: dict[str, httpx2.AsyncClient] = {}
@@ -160,6 +207,39 @@ class Upstreams:
             ),
             trust_env=False,
         )
+
+    async def look(self) -> None:
+        """Take up what stands in the file, if it changed. What cannot be read changes nothing."""
+        if self._file is None:
+            return
+        try:
+            stat = await asyncio.to_thread(self._file.stat)
+            seen = stat.st_mtime_ns, stat.st_size
+            if seen == self._file_seen:
+                return
+            text = await asyncio.to_thread(self._file.read_bytes)
+            listed = msgspec.json.decode(text, type=dict[str, str | list[str]])
+        except (OSError, msgspec.MsgspecError) as error:
+            if self._file_seen is not None:
+                log.warning("the file of upstreams cannot be read", cause=repr(error))
+            self._file_seen = None
+            return
+        self._file_seen = seen
+        await self._replace(_each_a_list({**self._set, **listed}))
+
+    async def _replace(self, urls: dict[str, tuple[str, ...]]) -> None:
+        before, self._urls = self._urls, urls
+        changed = [name for name in {*before, *urls} if before.get(name) != urls.get(name)]
+        for name in changed:
+            # Requests under way keep the one they have.
+            self._upstreams.pop(name, None)
+            client = self._clients.pop(name, None)
+            if client is not None:
+                await client.aclose()
+        if changed:
+            log.info("services came or went", services=sorted(changed))
+            for tell in self.on_changed:
+                tell()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -192,7 +272,7 @@ class Upstreams:
                 raise _unknown(name)
             client = self._clients[name] = httpx2.AsyncClient(
                 transport=transport,
-                base_url=self._urls.get(name, f"http://{name}"),
+                base_url=self._urls.get(name, (f"http://{name}",))[0],
                 timeout=5,
                 trust_env=False,
             )
@@ -202,8 +282,14 @@ class Upstreams:
         if name in self._apps:
             return InProcess(self._apps[name])
         if name in self._urls and self._session is not None:
-            return Remote(name, self._urls[name], self._session)
+            remotes = [Remote(name, url, self._session) for url in self._urls[name]]
+            return remotes[0] if len(remotes) == 1 else Balanced(remotes)
         raise _unknown(name)
+
+
+def _each_a_list(urls: Urls) -> dict[str, tuple[str, ...]]:
+    found = {n: (given,) if isinstance(given, str) else tuple(given) for n, given in urls.items()}
+    return {name: addresses for name, addresses in found.items() if addresses}
 
 
 def _unknown(name: str) -> Unavailable:

@@ -1,160 +1,287 @@
 """Logging in and out."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field, SecretStr
 
-from libs.common.email import normalise_email
 from libs.common.errors import Forbidden, Invalid, TooManyRequests, Unauthenticated, Unavailable
 from libs.common.http.access import public
 from libs.common.http.idempotency import repeatable
 from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
-from services.gateway.adapters.limits import Limiter
-from services.gateway.api.deps import AllAccounts, AllSessions, IsLoggedIn
-from services.gateway.domain.limit import Limit
-from services.gateway.domain.secret import hash_secret
+from services.gateway.api.browser import (
+    check_cookie_possible,
+    clear_browser,
+    from_own_page,
+    refresh_cookie,
+    required_token,
+)
+from services.gateway.api.deps import (
+    AllAccounts,
+    AllAttempts,
+    AllSessions,
+    IsLoggedIn,
+    LoggedIn,
+)
+from services.gateway.api.entering import (
+    SECOND_STEP,
+    ClientOf,
+    Entering,
+    TokensOut,
+    check_entering,
+    entered,
+    tell_standing,
+    tokens_out,
+)
 from services.gateway.domain.session import Ended
 from services.gateway.usecases.sessions import Tokens
 
-router = APIRouter(prefix="/api/v1/auth", tags=["auth"])
+router = APIRouter(prefix="/api/v1/auth", tags=["auth"], dependencies=[Depends(from_own_page)])
 
-RefreshToken = Annotated[SecretStr, Field(min_length=1, max_length=256)]
+RefreshToken = Annotated[
+    SecretStr, Field(min_length=1, max_length=256, examples=["4cZ0yR7uK1mW9xQ3tB5nV8pL2sD6fG0h"])
+]
 
 
-class Login(Body):
+class Login(Entering):
     """What someone logs in with."""
 
     email: Annotated[str, Field(min_length=1, max_length=1000, examples=["ann@plant.example"])]
-    password: Annotated[SecretStr, Field(min_length=1, max_length=1024)]
-    tenant: Annotated[str | None, Field(max_length=64, description="The short name of the tenant to enter. Absent: the one that invited the user first.")] = None  # fmt: skip
+    password: Annotated[
+        SecretStr, Field(min_length=1, max_length=1024, examples=["correct horse battery staple"])
+    ]
+    tenant: Annotated[str | None, Field(max_length=64, description="The short name of the tenant to enter. Absent: the one that invited the user first.", examples=["acme-steel"])] = None  # fmt: skip
 
 
-class Acceptance(Body):
+class Acceptance(Entering):
     """What an invitation is accepted with."""
 
-    token: Annotated[SecretStr, Field(min_length=1, max_length=256)]
-    password: Annotated[SecretStr, Field(min_length=1, max_length=1024, description="For a new account the one you choose: 12 characters at least. Else the one you have.")]  # fmt: skip
+    token: Annotated[
+        SecretStr,
+        Field(min_length=1, max_length=256, examples=["iit_3jR8tVw0Qm5yZ1xK7uN9pL2sD4fG6hJ8"]),
+    ]
+    password: Annotated[SecretStr, Field(min_length=1, max_length=1024, description="For a new account the one you choose (`GET /api/v1/auth/password/policy`). Else the one you have.", examples=["correct horse battery staple"])]  # fmt: skip
 
 
 class Refresh(Body):
-    """What a session is continued with."""
-
-    refresh_token: RefreshToken
-
-
-class Logout(Body):
-    """What session is ended; absent: that of the access token."""
+    """What a session is continued with; absent: the cookie."""
 
     refresh_token: RefreshToken | None = None
 
 
-class Switch(Body):
+class Logout(Body):
+    """What session is ended; absent: that of the access token, and of the cookie."""
+
+    refresh_token: RefreshToken | None = None
+
+
+class Switch(Entering):
     """Which tenant to enter."""
 
     tenant_id: UUID
 
 
-class TokensOut(Out):
-    """Both tokens. The refresh token is good for one use; it gives the next pair."""
+class Proof(Body):
+    """The password, once more."""
 
-    access_token: str
-    refresh_token: str
-    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - the name of a type
-    expires_in: Annotated[int, Field(description="Seconds until the access token expires.")]
+    password: Annotated[
+        SecretStr, Field(min_length=1, max_length=1024, examples=["correct horse battery staple"])
+    ]
 
 
 class MembershipOut(Out):
     """A tenant the user may enter, and what it calls them."""
 
     tenant_id: UUID
-    tenant_slug: str
-    tenant_name: str
-    name: str
-    roles: Sequence[str]
+    tenant_slug: Annotated[str, Field(examples=["acme-steel"])]
+    tenant_name: Annotated[str, Field(examples=["Acme Steel"])]
+    name: Annotated[str, Field(examples=["Ann Meyer"])]
+    roles: Annotated[Sequence[str], Field(examples=[["operator"]])]
 
 
 class MeOut(Out):
     """Who is logged in, where, and what they may do there."""
 
     user_id: UUID
-    email: str
-    name: str
+    email: Annotated[str, Field(examples=["ann@plant.example"])]
+    name: Annotated[str, Field(examples=["Ann Meyer"])]
     platform_admin: bool
     tenant_id: UUID
     session_id: UUID
-    permissions: Annotated[list[str], Field(description="Patterns: `alerts:*` is every action on alerts, `*:read` reading of everything, `*` all.")]  # fmt: skip
+    permissions: Annotated[list[str], Field(description="Patterns: `alerts:*` is every action on alerts, `*:read` reading of everything, `*` all.", examples=[["alerts:*", "devices:read"]])]  # fmt: skip
     memberships: list[MembershipOut]
 
 
 class TicketOut(Out):
     """What opens one live connection, within half a minute."""
 
-    ticket: str
-    expires_in: int
+    ticket: Annotated[str, Field(examples=["Qm5yZ1xK7uN9pL2sD4fG6hJ8kR3tVw0c"])]
+    expires_in: Annotated[int, Field(examples=[30])]
 
 
 @router.post(
-    "/login", responses=problems(Unauthenticated, TooManyRequests, Unavailable), max_body_size=8192
+    "/login",
+    responses=problems(Unauthenticated, Forbidden, Invalid, TooManyRequests, Unavailable)
+    | SECOND_STEP,
+    response_model=TokensOut,
+    response_model_exclude_none=True,
+    max_body_size=8192,
 )
 @public("here one gets a credential")
 async def log_in(
-    body: Login, sessions: AllSessions, request: Request, response: Response
-) -> TokensOut:
-    """Open a session with an email address and a password."""
-    await _count_attempt(request, response, _known_as(body.email))
-    return _out(await sessions.log_in(body.email, body.password.get_secret_value(), body.tenant))
+    body: Login,
+    sessions: AllSessions,
+    attempts: AllAttempts,
+    client: ClientOf,
+    request: Request,
+    response: Response,
+) -> TokensOut | JSONResponse:
+    """Log in with an email address and a password.
+
+    Who has a second factor, or must have one here, gets 202 and goes on with the second step.
+    """
+    check_entering(body, request)
+    async with attempts.attempt(body.email, request.state.address) as standing:
+        tell_standing(response, standing)
+        password = body.password.get_secret_value()
+        outcome = await sessions.log_in(body.email, password, body.tenant, client)
+    if isinstance(outcome, Tokens):
+        await attempts.note_success(body.email, client.address)
+    return entered(outcome, request, response, cookie=body.cookie)
 
 
 @router.post(
     "/invitations/accept",
-    responses=problems(Unauthenticated, Invalid, TooManyRequests, Unavailable),
+    responses=problems(Unauthenticated, Forbidden, Invalid, TooManyRequests, Unavailable)
+    | SECOND_STEP,
+    response_model=TokensOut,
+    response_model_exclude_none=True,
     max_body_size=8192,
 )
 @public("the invitation is the credential")
 async def accept_invitation(
-    body: Acceptance, sessions: AllSessions, request: Request, response: Response
-) -> TokensOut:
-    """Join the tenant that invited you, and open a session there.
+    body: Acceptance,
+    sessions: AllSessions,
+    attempts: AllAttempts,
+    client: ClientOf,
+    request: Request,
+    response: Response,
+) -> TokensOut | JSONResponse:
+    """Join the tenant that invited you, and enter it, as by a login.
 
     If you have no account yet, the password becomes yours; else it is the one you have.
     """
+    check_entering(body, request)
     token = body.token.get_secret_value()
     # Attempts at a password count the same by whichever way they are made.
-    await _count_attempt(request, response, await sessions.invited_email(token) or token)
-    return _out(await sessions.accept_invitation(token, body.password.get_secret_value()))
+    account = await sessions.invited_email(token) or token
+    async with attempts.attempt(account, request.state.address) as standing:
+        tell_standing(response, standing)
+        password = body.password.get_secret_value()
+        outcome = await sessions.accept_invitation(token, password, client)
+    if isinstance(outcome, Tokens):
+        await attempts.note_success(account, client.address)
+    return entered(outcome, request, response, cookie=body.cookie)
 
 
 @router.post(
     "/refresh",
-    responses=problems(Unauthenticated, TooManyRequests, Unavailable),
+    responses=problems(Unauthenticated, Forbidden, Invalid, TooManyRequests, Unavailable),
+    response_model_exclude_none=True,
     max_body_size=8192,
 )
 @public("the refresh token is the credential")
-async def refresh_session(body: Refresh, sessions: AllSessions) -> TokensOut:
-    """Exchange a refresh token for the next pair of tokens."""
-    return _out(await sessions.refresh(body.refresh_token.get_secret_value()))
-
-
-@router.post("/logout", status_code=204, responses=problems(Unauthenticated), max_body_size=8192)
-async def log_out(caller: IsLoggedIn, sessions: AllSessions, body: Logout | None = None) -> None:
-    """End the session: its tokens are void, its live connections are closed."""
+async def refresh_session(
+    sessions: AllSessions,
+    client: ClientOf,
+    request: Request,
+    response: Response,
+    body: Refresh | None = None,
+) -> TokensOut:
+    """Exchange a refresh token for the next pair of tokens; a browser's is in its cookie."""
     if body is not None and body.refresh_token is not None:
-        await sessions.log_out(body.refresh_token.get_secret_value())
-    await sessions.end(
-        caller.access.tenant_id, because=Ended.LOGGED_OUT, session_id=caller.access.session_id
-    )
+        token, is_cookie = body.refresh_token.get_secret_value(), False
+    else:
+        token, is_cookie = required_token(refresh_cookie(request)), True
+        check_cookie_possible(request)
+    tokens = await sessions.refresh(token, client)
+    return tokens_out(tokens, request, response, cookie=is_cookie)
 
 
 @router.post(
-    "/switch", responses=problems(Unauthenticated, Forbidden, Unavailable), max_body_size=8192
+    "/logout", status_code=204, responses=problems(Unauthenticated, Forbidden), max_body_size=8192
 )
-async def switch_tenant(body: Switch, caller: IsLoggedIn, sessions: AllSessions) -> TokensOut:
-    """Open a session in another tenant of the same user; the present one goes on until logged out."""
-    return _out(await sessions.switch(caller.access.user_id, body.tenant_id))
+@public("the access token, or the refresh token, says which session")
+async def log_out(
+    sessions: AllSessions, request: Request, response: Response, body: Logout | None = None
+) -> None:
+    """End the session: its tokens are void, its live connections are closed."""
+    given = body.refresh_token.get_secret_value() if body and body.refresh_token else None
+    kept = refresh_cookie(request)
+    if "authorization" in request.headers:
+        access = (await LoggedIn()(request)).access
+        await sessions.end(access.tenant_id, because=Ended.LOGGED_OUT, session_id=access.session_id)
+    elif given is None and kept is None:
+        raise Unauthenticated("no credential was given")
+    for token in filter(None, (given, kept)):
+        await sessions.log_out(token)
+    if kept is not None:
+        clear_browser(response)
+
+
+@router.post(
+    "/switch",
+    responses=problems(Unauthenticated, Forbidden, Invalid, Unavailable) | SECOND_STEP,
+    response_model=TokensOut,
+    response_model_exclude_none=True,
+    max_body_size=8192,
+)
+async def switch_tenant(
+    body: Switch,
+    caller: IsLoggedIn,
+    sessions: AllSessions,
+    client: ClientOf,
+    request: Request,
+    response: Response,
+) -> TokensOut | JSONResponse:
+    """Enter another tenant of yours; the present session goes on until logged out.
+
+    If that tenant asks for more than you proved at the login, you get 202, as at a login.
+    """
+    check_entering(body, request)
+    outcome = await sessions.switch(caller.access, body.tenant_id, client)
+    return entered(outcome, request, response, cookie=body.cookie)
+
+
+@router.post(
+    "/proof",
+    status_code=204,
+    responses=problems(Unauthenticated, Forbidden, TooManyRequests, Unavailable),
+    max_body_size=8192,
+)
+async def prove_again(
+    body: Proof,
+    caller: IsLoggedIn,
+    sessions: AllSessions,
+    accounts: AllAccounts,
+    attempts: AllAttempts,
+    request: Request,
+    response: Response,
+) -> None:
+    """Show the password again: for ten minutes you may change what protects your account.
+
+    With a second factor, that takes a session that was opened by it.
+    """
+    account = await accounts.get(caller.access.user_id)
+    if account is None:
+        raise Unauthenticated("the user may not enter any more")
+    async with attempts.attempt(account.email, request.state.address) as standing:
+        tell_standing(response, standing)
+        await sessions.prove(caller.access, account.email, body.password.get_secret_value())
 
 
 @router.get("/me", responses=problems(Unauthenticated, Unavailable))
@@ -168,11 +295,16 @@ async def get_me(caller: IsLoggedIn, accounts: AllAccounts) -> MeOut:
         user_id=account.user_id,
         email=account.email,
         name=membership.name,
-        platform_admin=account.is_platform_admin,
+        platform_admin=caller.principal.platform_admin,
         tenant_id=caller.access.tenant_id,
         session_id=caller.access.session_id,
         permissions=sorted(caller.principal.permissions),
-        memberships=[MembershipOut.model_validate(m) for m in account.memberships],
+        memberships=[
+            MembershipOut.model_validate(m)
+            for m in account.memberships
+            # Whoever runs the tenant's identity provider learns nothing of the user's other ones.
+            if m is membership or not caller.access.by_provider
+        ],
     )
 
 
@@ -182,34 +314,3 @@ async def issue_ticket(caller: IsLoggedIn, sessions: AllSessions) -> TicketOut:
     """Get a ticket for one live connection: `/api/v1/ws?ticket=…`, once."""
     ticket = await sessions.issue_ticket(caller.access)
     return TicketOut(ticket=ticket, expires_in=int(sessions.lifetimes.ticket.total_seconds()))
-
-
-async def _count_attempt(request: Request, response: Response, account: str) -> None:
-    """Count an attempt at an account from the client's address. Raises TooManyRequests."""
-    limiter: Limiter = request.app.state.limiter
-    limit: Limit = request.app.state.login_limit
-    # The account is named by a hash: addresses of people do not belong into Redis.
-    key = f"{request.state.address}:{hash_secret(account).hex()[:32]}"
-    standing = await limiter.hit(limit, key)
-    if not standing.is_allowed:
-        raise TooManyRequests(
-            "too many attempts to log in to this account", retry_after_s=standing.reset_s
-        )
-    for name, value in standing.headers():
-        response.headers[name.decode()] = value.decode()
-
-
-def _known_as(email: str) -> str:
-    """Return the spelling by which tenancy looks the account up; what is no address has none."""
-    try:
-        return normalise_email(email)
-    except Invalid:
-        return email
-
-
-def _out(tokens: Tokens) -> TokensOut:
-    return TokensOut(
-        access_token=tokens.access_token,
-        refresh_token=tokens.refresh_token,
-        expires_in=tokens.expires_in,
-    )

@@ -38,29 +38,119 @@ _PAGE = """<!doctype html>
 <link rel="stylesheet" href="/api/v1/docs/page.css">
 </head>
 <body>
-<div id="api"></div>
+<header id="bar">
+  <h1>INSA IIoT Platform <span>API</span></h1>
+  <form id="login" autocomplete="on">
+    <label>Email <input name="email" type="email" autocomplete="username" required></label>
+    <label>Password <input name="password" type="password" autocomplete="current-password" required></label>
+    <button>Log in</button>
+  </form>
+  <p id="who" hidden><span></span> <button type="button" id="logout">Log out</button></p>
+  <p id="said" role="alert" hidden></p>
+</header>
+<main id="api"></main>
 <script src="/api/v1/docs/swagger-ui-bundle.js"></script>
 <script src="/api/v1/docs/start.js"></script>
 </body>
 </html>
 """
-_START = b"""SwaggerUIBundle({
+# The token stays in the page's memory: a reload asks again, and no script of another page finds it.
+_START = b"""const ui = SwaggerUIBundle({
   url: "/api/v1/openapi.json",
   dom_id: "#api",
   deepLinking: true,
-  docExpansion: "list",
+  docExpansion: "none",
+  defaultModelsExpandDepth: 0,
+  filter: true,
   persistAuthorization: false,
-  tagsSorter: "alpha",
   tryItOutEnabled: true,
   validatorUrl: null,
 });
+
+const login = document.getElementById("login");
+const who = document.getElementById("who");
+const said = document.getElementById("said");
+let token = null;
+
+function show(email, fault) {
+  login.hidden = email !== null;
+  who.hidden = email === null;
+  who.firstElementChild.textContent = email === null ? "" : `Logged in as ${email}`;
+  said.hidden = !fault;
+  said.textContent = fault || "";
+}
+
+async function ask(path, body) {
+  const headers = { "content-type": "application/json" };
+  if (token) headers.authorization = `Bearer ${token}`;
+  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+  const told = answer.status === 204 ? {} : await answer.json();
+  if (!answer.ok) throw new Error(told.detail || answer.statusText);
+  return told;
+}
+
+login.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const { email, password } = Object.fromEntries(new FormData(login));
+  try {
+    const tokens = await ask("/api/v1/auth/login", { email, password });
+    if (!tokens.access_token) throw new Error("This account needs a second factor: log in by the operations of auth.");
+    token = tokens.access_token;
+    ui.preauthorizeApiKey("bearer", token);
+    login.reset();
+    show(email);
+  } catch (fault) {
+    show(null, fault.message);
+  }
+});
+
+document.getElementById("logout").addEventListener("click", async () => {
+  try {
+    await ask("/api/v1/auth/logout", {});
+  } catch {
+    // It had ended already.
+  }
+  token = null;
+  ui.authActions.logout(["bearer"]);
+  show(null);
+});
 """
 # There is one server, and it is this one: nothing to choose.
-_STYLE = b"""body { margin: 0; background: #fafafa; }
-.swagger-ui .wrapper { max-width: 1120px; }
-.swagger-ui .info { margin: 32px 0 20px; }
-.swagger-ui .scheme-container { margin-bottom: 16px; padding: 12px 0; }
+_STYLE = b""":root { --ink: #14212b; --deep: #0f2f3d; --accent: #0b7285; --line: #d5dee3; }
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body { margin: 0; background: #f6f8f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+#bar { position: sticky; top: 0; z-index: 10; display: flex; flex-wrap: wrap; align-items: center; gap: 8px 20px;
+  padding: 10px max(20px, calc((100% - 1160px) / 2)); background: var(--deep); color: #fff; }
+#bar h1 { margin: 0 auto 0 0; font-size: 17px; font-weight: 600; }
+#bar h1 span { margin-left: 6px; padding: 1px 8px; border-radius: 10px; background: #ffffff24; font-size: 12px; }
+#bar form, #who { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 12px; margin: 0; }
+#bar label { display: flex; align-items: center; gap: 6px; font-size: 13px; }
+#bar input { width: 190px; padding: 6px 9px; border: 1px solid #ffffff40; border-radius: 6px; background: #ffffff14; color: #fff; font: inherit; }
+#bar button { padding: 6px 16px; border: 0; border-radius: 6px; background: #fff; color: var(--deep); font: inherit; font-weight: 600; cursor: pointer; }
+#bar input:focus-visible, #bar button:focus-visible { outline: 2px solid #66d9e8; outline-offset: 1px; }
+#said { flex-basis: 100%; margin: 0; text-align: right; color: #ffc9c9; font-size: 13px; }
+.swagger-ui .wrapper { max-width: 1200px; }
+.swagger-ui .info { margin: 28px 0 16px; }
+.swagger-ui .info .title { font-size: 28px; }
+.swagger-ui .scheme-container { margin-bottom: 12px; padding: 8px 0; background: none; box-shadow: none; }
 .swagger-ui .servers-title, .swagger-ui .servers { display: none; }
+.swagger-ui .opblock-tag { font-size: 18px; border-color: var(--line); }
+@media (max-width: 640px) {
+  #bar { position: static; padding: 12px 16px; }
+  #bar h1, #bar form, #bar label, #who { width: 100%; }
+  #bar label { justify-content: space-between; }
+  #bar input { width: 70%; font-size: 16px; }
+  #bar form button { width: 100%; padding: 9px; }
+  .swagger-ui .wrapper { padding: 0 12px; }
+  .swagger-ui .info hgroup.main { overflow-wrap: anywhere; }
+  .swagger-ui .opblock-tag { flex-wrap: wrap; }
+  .swagger-ui .opblock-tag { justify-content: space-between; }
+  .swagger-ui .opblock-tag small { order: 3; flex-basis: 100%; padding: 0; }
+  .swagger-ui .opblock .opblock-summary { flex-wrap: wrap; }
+  .swagger-ui .response-col_links { display: none; }
+  .swagger-ui .opblock .opblock-summary-description { flex-basis: 100%; padding: 4px 0; }
+}
 """
 _OWN = {"start.js": _START, "page.css": _STYLE}
 

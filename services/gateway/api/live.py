@@ -2,23 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from libs.common.auth.api_key import is_api_key
+from libs.common.auth.principal import Principal
 from libs.common.clock import Clock
-from libs.common.errors import AppError
+from libs.common.errors import AppError, Forbidden
 from libs.common.http.access import public
-from services.gateway.api.deps import bearer_token
-from services.gateway.domain.access_token import Access
+from services.gateway.api.deps import bearer_token, credential
 from services.gateway.domain.live import NEEDS, Request, narrowed
 from services.gateway.domain.secret import TICKET_PREFIX
+from services.gateway.usecases.api_keys import ApiKeys
 from services.gateway.usecases.callers import Callers
 from services.gateway.usecases.live import ENDED, Connection, Live
+from services.gateway.usecases.origins import Origins
 from services.gateway.usecases.sessions import Sessions
 
 router = APIRouter()
@@ -37,11 +40,11 @@ _read_request = msgspec.json.Decoder(Request).decode
 async def stream(websocket: WebSocket) -> None:
     """Stream telemetry, devices and alerts of the caller's tenant, as far as they may read them.
 
-    The credential is a ticket (`?ticket=`, or a subprotocol of that name beside `iiot.v1`) or an
-    Authorization header; an access token in the address would end up in logs.
+    The credential is a ticket (`?ticket=`, or a subprotocol of that name beside `iiot.v1`), or an
+    access token or API key in a header; in the address they would end up in logs.
     """
     state = websocket.app.state
-    if not _is_own_origin(websocket, state.allowed_origins):
+    if not _may_open(websocket, state.origins):
         # Before the connection is accepted, closing is HTTP's 403.
         await websocket.close()
         return
@@ -49,37 +52,50 @@ async def stream(websocket: WebSocket) -> None:
     await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
     live: Live = state.live
     try:
-        access = await _access(websocket, offered)
-        connection = await _connect(state.callers, access)
+        connection, until = await _open(websocket, offered)
+        if not _may_open(websocket, state.origins, connection.tenant_id):
+            raise Forbidden("this site may not act in the name of the tenant's users")
         live.join(connection)
     except AppError as error:
         await websocket.close(4000 + error.status, error.detail[:LONGEST_REASON])
         return
     try:
         # Revoked while we looked?
-        if state.callers.is_revoked(access.session_id):
+        if state.callers.is_revoked(connection.session_id):
             connection.close(ENDED, "the session has ended")
-        await _converse(websocket, live, connection, access.expires_at, state.clock)
+        await _converse(websocket, live, connection, until, state.clock)
     finally:
         live.leave(connection)
 
 
-async def _access(websocket: WebSocket, offered: list[str]) -> Access:
-    sessions: Sessions = websocket.app.state.sessions
+async def _open(websocket: WebSocket, offered: list[str]) -> tuple[Connection, datetime]:
+    """Return the connection of whoever asks, and when it ends at the latest."""
+    state, headers = websocket.app.state, websocket.headers
+    sessions: Sessions = state.sessions
+    callers: Callers = state.callers
+    api_keys: ApiKeys = state.api_keys
     ticket = websocket.query_params.get("ticket") or next(
         (name for name in offered if name.startswith(TICKET_PREFIX)), None
     )
-    if ticket is not None:
-        return await sessions.take_ticket(ticket)
-    callers: Callers = websocket.app.state.callers
-    caller = await callers.caller(bearer_token(websocket.headers.get("authorization")))
-    return caller.access
-
-
-async def _connect(callers: Callers, access: Access) -> Connection:
+    if ticket is None:
+        token = bearer_token(
+            credential(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        )
+        if is_api_key(token):
+            program = await api_keys.caller(token, websocket.state.address)
+            # A key is its own user, and its own session: what it has open ends with it.
+            end = program.key.good_until or datetime.max.replace(tzinfo=UTC)
+            return _connection(program.principal, program.key.key_id), end
+        access = (await callers.caller(token)).access
+    else:
+        access = await sessions.take_ticket(ticket)
     principal = await callers.principal_of(access)
+    return _connection(principal, access.session_id), access.expires_at
+
+
+def _connection(principal: Principal, session_id: UUID) -> Connection:
     allowed = frozenset(kind for kind, permission in NEEDS.items() if principal.may(permission))
-    return Connection(access.tenant_id, access.user_id, access.session_id, allowed)
+    return Connection(principal.tenant_id, principal.subject, session_id, allowed, principal.groups)
 
 
 async def _converse(
@@ -151,9 +167,10 @@ async def _expire(connection: Connection, until: datetime, clock: Clock) -> None
     connection.close(ENDED, "the session has ended")
 
 
-def _is_own_origin(websocket: WebSocket, allowed: Collection[str]) -> bool:
-    """Whether the page that asks is ours; a client that is no browser says nothing."""
+def _may_open(websocket: WebSocket, origins: Origins, tenant_id: UUID | None = None) -> bool:
+    """Whether the page that asks is ours, or of a site that may; a client that is no browser says nothing."""
     origin = websocket.headers.get("origin")
     if origin is None:
         return True
-    return origin in allowed or urlsplit(origin).netloc == websocket.headers.get("host")
+    is_ours = urlsplit(origin).netloc == websocket.headers.get("host")
+    return is_ours or origins.may_ask(origin, tenant_id)

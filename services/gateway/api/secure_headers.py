@@ -1,25 +1,36 @@
 """What every answer tells browsers, whoever made it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from libs.common.addresses import Network, is_within
 from libs.common.errors import AppError
 from libs.common.http.problems import send_problem
 
+_NOT_NEEDED = (
+    b"accelerometer=(), camera=(), display-capture=(), geolocation=(), gyroscope=(), "
+    b"magnetometer=(), microphone=(), midi=(), payment=(), usb=()"
+)
 # An answer of the API is data: nothing in it may run, load or be framed.
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"permissions-policy", _NOT_NEEDED),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"x-permitted-cross-domain-policies", b"none"),
+    (b"x-dns-prefetch-control", b"off"),
 )
 _UNLESS_SAID = (
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
     (b"cache-control", b"no-store"),
 )
-_HTTPS = (b"strict-transport-security", b"max-age=31536000")
+_HTTPS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
 
 class Misdirected(AppError):
@@ -31,17 +42,29 @@ class Misdirected(AppError):
 
 
 class SecureHeaders:
-    """Adds headers to answers, and refuses requests for other hosts."""
+    """Adds headers to answers, and refuses requests for other hosts.
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str] = ()) -> None:
+    That the client speaks HTTPS is believed of a proxy of ours that says so, and of nobody else.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        allowed_hosts: Collection[str] = (),
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._app = app
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
+        if self._trusted_proxies and _says_https(scope, self._trusted_proxies):
+            scope["scheme"] = "https" if scope["type"] == "http" else "wss"
         is_https = scope["scheme"] in {"https", "wss"}
 
         async def send_secured(message: Message) -> None:
@@ -69,3 +92,12 @@ class SecureHeaders:
                 host: str = value.decode("latin-1").lower()
                 return host in self._allowed_hosts or host.rpartition(":")[0] in self._allowed_hosts
         return False
+
+
+def _says_https(scope: Scope, trusted: Sequence[Network]) -> bool:
+    """Whether a proxy of ours says that it was spoken to by HTTPS."""
+    said = [value for name, value in scope["headers"] if name == b"x-forwarded-proto"]
+    if len(said) != 1 or not scope.get("client") or not is_within(scope["client"][0], trusted):
+        return False
+    # The right-most is what the nearest one saw.
+    return bool(said[0].rpartition(b",")[2].strip().lower() in {b"https", b"wss"})

@@ -35,11 +35,13 @@ class Access:
     token_id: UUID
     issued_at: datetime
     expires_at: datetime
+    by_provider: bool = False
+    """Whether the tenant's own identity provider let the user in: then into this tenant alone."""
 
 
 def sign_access(access: Access, key: SigningKey) -> str:
     """Return the token that says this."""
-    claims = {
+    claims: dict[str, object] = {
         "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": str(access.user_id),
@@ -49,6 +51,8 @@ def sign_access(access: Access, key: SigningKey) -> str:
         "iat": int(access.issued_at.timestamp()),
         "exp": int(access.expires_at.timestamp()),
     }
+    if access.by_provider:
+        claims["by_provider"] = True
     return jwt.encode(
         claims, key.private, algorithm=ALGORITHM, headers={"kid": key.kid, "typ": TOKEN_TYPE}
     )
@@ -96,6 +100,7 @@ def verify_access(
             token_id=UUID(claims["jti"]),
             issued_at=_moment(claims["iat"]),
             expires_at=_moment(claims["exp"]),
+            by_provider=claims.get("by_provider") is True,
         )
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError, binascii.Error) as error:
         raise _refusal() from error

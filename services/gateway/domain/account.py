@@ -16,6 +16,11 @@ class Membership:
     """What the tenant calls the user."""
     roles: Sequence[str]
     permissions: frozenset[str]
+    tenant_plan: str | None = None
+    device_groups: frozenset[UUID] | None = None
+    """The groups of devices that the user is limited to, with all below them; None: all devices."""
+    second_factor_required: bool = False
+    """Whether the tenant lets nobody in by a password alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,8 @@ class Account:
     email: str
     is_platform_admin: bool
     memberships: Sequence[Membership]
+    factors: Sequence[str] = ()
+    """By what they prove themselves the second time; empty: a password is enough."""
 
     def membership_in(self, tenant_id: UUID) -> Membership | None:
         """Return the membership of a tenant, if there is one."""
@@ -43,3 +50,11 @@ class Invited:
     tenant_id: UUID
     user_id: UUID
     email: str
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordPolicy:
+    """How long a new password must be, and may be: characters."""
+
+    min_length: int
+    max_length: int

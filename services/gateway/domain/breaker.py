@@ -23,6 +23,10 @@ class Breaker:
         self._open_until = now + OPEN_S
         return 0.0
 
+    def is_open(self, now: float) -> bool:
+        """Whether no call should be made now; unlike `wait_s` it lets nobody through."""
+        return self._failures >= FAILURES and now < self._open_until
+
     def succeeded(self) -> None:
         """Note that the service answered."""
         self._failures = 0

@@ -1,11 +1,15 @@
 """One OpenAPI document out of those of all services."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from services.gateway.domain.tags import TAGS
 
 Document = dict[str, Any]
 """A parsed OpenAPI document; it has no closed shape."""
 
+_SENTENCE_END = re.compile(r"\. (?=[A-Z`])")
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _SECTIONS = ("schemas", "responses", "parameters", "examples", "requestBodies", "headers", "links")
 
@@ -17,12 +21,13 @@ def merge(
 
     A component that two services define differently, and an operationId that two use, get the
     service's name in front, from the second on. Only paths below /api/ are public. The first
-    paragraph of an operation's description becomes its summary, in place of its function's name.
+    sentence of an operation's description becomes its summary, in place of its function's name.
+    Tags stand in the order of TAGS.
     """
     paths: dict[str, Any] = {}
     components: dict[str, dict[str, Any]] = {}
     operation_ids: set[str] = set()
-    tags: dict[str, dict[str, Any]] = {}
+    used: dict[str, None] = {}
     for service, document in documents.items():
         renamed = _add_components(components, service, document.get("components", {}))
         for path, described in document.get("paths", {}).items():
@@ -38,27 +43,39 @@ def merge(
                 if wanted is not None:
                     operation["operationId"] = _unique(wanted, service, operation_ids)
                 operation.setdefault("tags", [service])
-                for tag in operation["tags"]:
-                    tags.setdefault(tag, {"name": tag})
+                used |= dict.fromkeys(operation["tags"])
             paths.setdefault(path, {}).update(item)
-        for tag in document.get("tags", []):
-            tags[tag["name"]] = tag
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version, "description": description},
         "servers": [{"url": "/"}],
-        "tags": list(tags.values()),
+        "tags": _described_tags(used),
         "paths": paths,
         "components": components,
     }
 
 
+def _described_tags(used: Iterable[str]) -> list[dict[str, str]]:
+    known = [{"name": t, "description": text} for t, text in TAGS.items() if t in set(used)]
+    return known + [{"name": tag} for tag in used if tag not in TAGS]
+
+
 def _summarise(operation: Document) -> None:
     first, _, rest = operation.pop("description", "").strip().partition("\n\n")
-    if first:
-        operation["summary"] = " ".join(first.split()).removesuffix(".")
-    if rest.strip():
-        operation["description"] = rest.strip()
+    summary, more = _first_sentence(" ".join(first.split()))
+    if summary:
+        operation["summary"] = summary
+    said = "\n\n".join(part for part in (more, rest.strip()) if part)
+    if said:
+        operation["description"] = said
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    """Return a text's first sentence without its full stop, and what follows."""
+    end = _SENTENCE_END.search(text)
+    if end is None:
+        return text.removesuffix("."), ""
+    return text[: end.start()], text[end.end() :]
 
 
 def _unique(name: str, service: str, taken: set[str]) -> str:
@@ -89,7 +106,11 @@ def _add_components(
         for name, component in added.items():
             reference = f"#/components/{section}/{name}"
             new_name = renamed.get(reference, reference).rpartition("/")[2]
-            target.setdefault(new_name, _with_refs(component, renamed))
+            placed = _with_refs(component, renamed)
+            if new_name != name and placed.get("title") == name:
+                # Generators of clients name classes by it.
+                placed["title"] = new_name
+            target.setdefault(new_name, placed)
     return renamed
 
 

@@ -1,9 +1,12 @@
 """Which service answers which part of the API."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 API = "/api/v1/"
+
+OURSELVES = "gateway"
 
 OWNERS: Mapping[str, str] = MappingProxyType(
     {
@@ -21,15 +24,30 @@ OWNERS: Mapping[str, str] = MappingProxyType(
         "ml": "ml",
         "retention": "retention",
         "tenants": "tenancy",
+        "plans": "tenancy",
+        "billing": "tenancy",
+        "branding": "tenancy",
         "users": "tenancy",
         "roles": "tenancy",
         "permissions": "tenancy",
+        "identity-providers": "tenancy",
+        "api-keys": "tenancy",
+        "authz": "tenancy",
+        "rate-limits": OURSELVES,
+        "cors-origins": OURSELVES,
+        "audit": "tenancy",
     }
 )
-"""The service behind the first segment after /api/v1/."""
+"""The service behind the first segment after /api/v1/. What is the gateway's own and asks for a
+permission comes to its routes as to any service: with a principal."""
+
+_WITH_PRINCIPAL = re.compile(rf"{API}users/[^/]+/sessions\Z")
+_WITH_TOKEN = re.compile(rf"{API}tenants/[^/]+/switch\Z")
+"""What lies below another's part and is answered by the gateway, which keeps the sessions."""
 
 OPEN = frozenset(
     {
+        ("GET", f"{API}branding"),
         ("POST", f"{API}devices/provision"),
         ("GET", f"{API}telemetry/influx/ping"),
         ("HEAD", f"{API}telemetry/influx/ping"),
@@ -37,6 +55,13 @@ OPEN = frozenset(
 )
 """What needs no login: a device that registers itself, by a key which ingest looks at; and what
 InfluxDB's clients ask before they show who they are."""
+
+
+def owner_of(segment: str | None, path: str) -> str | None:
+    """Return the service that answers a path; None for what the gateway answers to who is logged in."""
+    if segment is None or segment not in OWNERS or _WITH_TOKEN.match(path):
+        return None
+    return OURSELVES if _WITH_PRINCIPAL.match(path) else OWNERS[segment]
 
 
 def segment_of(path: str) -> str | None:

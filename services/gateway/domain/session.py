@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+from services.gateway.domain.login import NOBODYS, Client, Proof
+
 GRACE = timedelta(seconds=10)
 
 
@@ -22,7 +24,10 @@ class Ended(StrEnum):
     LOGGED_OUT = "logged_out"
     REUSED = "reused"
     LEFT = "left"
+    ENDED_BY_USER = "ended_by_user"
+    ENDED_BY_ADMIN = "ended_by_admin"
     TENANT_CLOSED = "tenant_closed"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - no password
 
 
 class Verdict(StrEnum):
@@ -43,6 +48,18 @@ class Session:
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None = None
+    client: Client = NOBODYS
+    proofs: tuple[Proof, ...] = ()
+    """How it was opened."""
+    proved_at: datetime | None = None
+    """When the user last showed what proves them; None: before that was noted."""
+    last_seen_at: datetime | None = None
+    """When it was opened or refreshed last."""
+
+    @property
+    def by_provider(self) -> bool:
+        """Whether the tenant's own identity provider let the user in: then into this tenant alone."""
+        return Proof.SSO in self.proofs
 
     def is_open(self, now: datetime) -> bool:
         """Whether it may be continued."""

@@ -1,6 +1,6 @@
 """What is read across tenants, as role `gateway_engine`: before the tenant is known, and what is due."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -8,6 +8,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from libs.common.db.engine import Database
+from services.gateway.domain.passkey import Purpose
+from services.gateway.domain.policy import Policy
+from services.gateway.store.rate_limits import to_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +75,96 @@ class Lookups:
             )
             return [row.id for row in rows]
 
-    async def forget(self, *, sessions_before: datetime, tickets_before: datetime) -> None:
-        """Remove sessions and tickets that expired before the moments."""
+    async def tenant_of_pending_login(self, token_hash: bytes) -> UUID | None:
+        """Return the tenant that a pending login is for; None if it is nobody's."""
+        async with self._engine.connection() as connection:
+            found: UUID | None = await connection.scalar(
+                text("SELECT gateway.tenant_of_pending_login(:hash)"), {"hash": token_hash}
+            )
+        return found
+
+    async def keep_challenge(
+        self, challenge_hash: bytes, purpose: Purpose, user_id: UUID | None, expires_at: datetime
+    ) -> None:
+        """Keep a challenge that an authenticator is asked."""
+        async with self._engine.connection() as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO gateway.challenges (challenge_hash, purpose, user_id, expires_at)"
+                    " VALUES (:hash, :purpose, cast(:user AS uuid), :until)"
+                ),
+                {"hash": challenge_hash, "purpose": purpose, "user": user_id, "until": expires_at},
+            )
+
+    async def take_challenge(
+        self, challenge_hash: bytes, purpose: Purpose, user_id: UUID | None, now: datetime
+    ) -> bool:
+        """Use a challenge up; return whether it was made for this user and purpose, just now."""
+        async with self._engine.connection() as connection:
+            found = (
+                await connection.execute(
+                    text(
+                        "DELETE FROM gateway.challenges WHERE challenge_hash = :hash"
+                        " RETURNING purpose, user_id, expires_at"
+                    ),
+                    {"hash": challenge_hash},
+                )
+            ).one_or_none()
+        return found is not None and (
+            found.purpose == purpose and found.user_id == user_id and found.expires_at > now
+        )
+
+    async def forget(self, *, sessions_before: datetime, others_before: datetime) -> None:
+        """Remove sessions, and tickets, pending logins and challenges, that expired before the moments."""
         async with self._engine.connection() as connection:
             await connection.execute(
                 text("DELETE FROM gateway.sessions WHERE expires_at < :moment"),
                 {"moment": sessions_before},
             )
-            await connection.execute(
-                text("DELETE FROM gateway.tickets WHERE expires_at < :moment"),
-                {"moment": tickets_before},
+            for statement in (
+                "DELETE FROM gateway.tickets WHERE expires_at < :moment",
+                "DELETE FROM gateway.pending_logins WHERE expires_at < :moment",
+                "DELETE FROM gateway.challenges WHERE expires_at < :moment",
+            ):
+                await connection.execute(text(statement), {"moment": others_before})
+
+    async def rate_limit_policies(self) -> list[Policy]:
+        """Return the policies of the installation and of all tenants."""
+        async with self._engine.connection() as connection:
+            rows = await connection.execute(text("SELECT * FROM gateway.rate_limit_policies"))
+            return [to_policy(dict(row)) for row in rows.mappings()]
+
+    async def cors_origins(self) -> list[tuple[UUID, str]]:
+        """Return the origins of all tenants."""
+        async with self._engine.connection() as connection:
+            rows = await connection.execute(
+                text("SELECT tenant_id, origin FROM gateway.cors_origins")
             )
+            return [(row.tenant_id, row.origin) for row in rows]
+
+    async def fingerprint(self) -> tuple[object, ...]:
+        """Return what differs as soon as a policy or an origin was added, changed or removed."""
+        async with self._engine.connection() as connection:
+            rows = await connection.execute(
+                text(
+                    "SELECT (SELECT (count(*), sum(version), max(updated_at))::text"
+                    " FROM gateway.rate_limit_policies) AS limits,"
+                    " (SELECT (count(*), max(added_at), sum(hashtextextended(tenant_id::text ||"
+                    " origin, 0)))::text FROM gateway.cors_origins) AS origins"
+                )
+            )
+            return tuple(rows.one())
+
+    async def places_of(
+        self, tenant_id: UUID, device_ids: Collection[UUID]
+    ) -> dict[UUID, frozenset[UUID]]:
+        """Return the groups that each of the tenant's devices is in; one in no group may be missing."""
+        async with self._engine.connection() as connection:
+            rows = await connection.execute(
+                text("SELECT * FROM historian.places_of(:tenant, cast(:devices AS uuid[]))"),
+                {"tenant": tenant_id, "devices": list(device_ids)},
+            )
+            return {row.device_id: frozenset(row.groups) for row in rows}
 
     async def describe_series(self, ids: Sequence[int]) -> list[Series]:
         """Return what the series are, of whichever tenant."""

@@ -3,10 +3,11 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.errors import NotFound
+from services.gateway.domain.login import Client, Proof
 from services.gateway.domain.session import Ended, RefreshToken, Session
 from services.gateway.store.tables import RefreshTokenRow, SessionRow, TicketRow
 
@@ -27,9 +28,49 @@ class Sessions:
                 user_id=session.user_id,
                 created_at=session.created_at,
                 expires_at=session.expires_at,
+                address=session.client.address,
+                user_agent=session.client.user_agent,
+                proofs=list(session.proofs),
+                proved_at=session.proved_at,
+                last_seen_at=session.last_seen_at,
             )
         )
         await self._session.flush()
+
+    async def open_of_user(
+        self, user_id: UUID, now: datetime, *, limit: int, before: tuple[datetime, UUID] | None
+    ) -> list[Session]:
+        """Return up to `limit` of the user's open sessions, the newest first, from a place on."""
+        query = (
+            select(SessionRow)
+            .where(
+                SessionRow.tenant_id == self._tenant_id,
+                SessionRow.user_id == user_id,
+                SessionRow.revoked_at.is_(None),
+                SessionRow.expires_at > now,
+            )
+            .order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(tuple_(SessionRow.created_at, SessionRow.id) < before)
+        return [_to_session(row) for row in await self._session.scalars(query)]
+
+    async def note_seen(self, session_id: UUID, client: Client, at: datetime) -> None:
+        """Note that a session was continued, and from where."""
+        await self._session.execute(
+            update(SessionRow)
+            .where(SessionRow.tenant_id == self._tenant_id, SessionRow.id == session_id)
+            .values(last_seen_at=at, address=client.address, user_agent=client.user_agent)
+        )
+
+    async def note_proof(self, session_id: UUID, at: datetime) -> None:
+        """Note that the user of a session has shown the password again."""
+        await self._session.execute(
+            update(SessionRow)
+            .where(SessionRow.tenant_id == self._tenant_id, SessionRow.id == session_id)
+            .values(proved_at=at)
+        )
 
     async def get(self, session_id: UUID) -> Session:
         """Return a session, locked until the transaction ends. Raises NotFound."""
@@ -50,8 +91,9 @@ class Sessions:
         at: datetime,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
+        besides: UUID | None = None,
     ) -> list[Session]:
-        """End the open sessions of an id, of a user, or all; return those that ended now."""
+        """End the open sessions of an id, of a user (`besides` one), or all; return those that ended now."""
         query = update(SessionRow).where(
             SessionRow.tenant_id == self._tenant_id,
             SessionRow.revoked_at.is_(None),
@@ -61,6 +103,8 @@ class Sessions:
             query = query.where(SessionRow.id == session_id)
         if user_id is not None:
             query = query.where(SessionRow.user_id == user_id)
+        if besides is not None:
+            query = query.where(SessionRow.id != besides)
         ended = await self._session.scalars(
             query.values(revoked_at=at, revoked_because=because).returning(SessionRow)
         )
@@ -150,4 +194,8 @@ def _to_session(row: SessionRow) -> Session:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        client=Client(row.address, row.user_agent),
+        proofs=tuple(Proof(proof) for proof in row.proofs),
+        proved_at=row.proved_at,
+        last_seen_at=row.last_seen_at,
     )

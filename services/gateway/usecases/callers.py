@@ -9,6 +9,7 @@ from libs.common.auth.principal import LIFETIME, Principal
 from libs.common.clock import Clock
 from libs.common.errors import Unauthenticated
 from services.gateway.domain.access_token import Access, key_id_of, verify_access
+from services.gateway.domain.account import Account, Membership
 from services.gateway.usecases.accounts import Accounts
 from services.gateway.usecases.keyring import Keyring
 
@@ -17,14 +18,23 @@ RENEWED_BEFORE = timedelta(seconds=15)
 REMEMBERED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A caller, and the principal token that vouches for them until `renew_at` (machine's time)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vouched:
+    """A principal, and the token that vouches for it until `renew_at` (machine's time)."""
 
-    access: Access
     principal: Principal
     principal_token: bytes
     renew_at: datetime
+    roles: frozenset[str] = frozenset()
+    """By name, and the tenant's plan: which limits hold may depend on them."""
+    plan: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller(Vouched):
+    """A user who calls with an access token."""
+
+    access: Access
 
 
 class Callers:
@@ -72,19 +82,8 @@ class Callers:
 
     async def principal_of(self, access: Access) -> Principal:
         """Return what a session's user may do now. Raises as `caller`."""
-        if access.session_id in self._revoked:
-            raise Unauthenticated("the session has ended")
-        account = await self._accounts.get(access.user_id)
-        membership = account.membership_in(access.tenant_id) if account else None
-        if account is None or membership is None:
-            raise Unauthenticated("the user may not enter this tenant any more")
-        return Principal(
-            subject=access.user_id,
-            tenant_id=access.tenant_id,
-            permissions=membership.permissions,
-            platform_admin=account.is_platform_admin,
-            session_id=access.session_id,
-        )
+        account, membership = await self._membership_of(access)
+        return _principal(access, account, membership)
 
     def revoke(self, session_id: UUID, until: datetime) -> None:
         """Believe no token of a session any more; the last of them expires at `until`."""
@@ -97,6 +96,14 @@ class Callers:
                 del self._by_token[token]
         for cut in self.on_revoked:
             cut(session_id)
+
+    def look_again(self, tenant_id: UUID) -> None:
+        """Look up anew what is said of a tenant; what its users may do is as before."""
+        self._generation += 1
+        self._accounts.forget_tenant(tenant_id)
+        for token, caller in list(self._by_token.items()):
+            if caller.access.tenant_id == tenant_id:
+                del self._by_token[token]
 
     def change(self, tenant_id: UUID, user_id: UUID | None = None) -> None:
         """Look up anew what a user, or all of a tenant, may do."""
@@ -130,8 +137,37 @@ class Callers:
         return verify_access(token, self._keyring.public, now=self._clock.now())
 
     async def _vouch(self, access: Access) -> Caller:
-        principal = await self.principal_of(access)
+        account, membership = await self._membership_of(access)
+        principal = _principal(access, account, membership)
         # Services judge a principal by the machine's own clock.
         now = datetime.now(UTC)
         token = self._keyring.signer().sign(principal, now)
-        return Caller(access, principal, token.encode(), now + LIFETIME - RENEWED_BEFORE)
+        return Caller(
+            access=access,
+            principal=principal,
+            principal_token=token.encode(),
+            renew_at=now + LIFETIME - RENEWED_BEFORE,
+            roles=frozenset(membership.roles),
+            plan=membership.tenant_plan,
+        )
+
+    async def _membership_of(self, access: Access) -> tuple[Account, Membership]:
+        if access.session_id in self._revoked:
+            raise Unauthenticated("the session has ended")
+        account = await self._accounts.get(access.user_id)
+        membership = account.membership_in(access.tenant_id) if account else None
+        if account is None or membership is None:
+            raise Unauthenticated("the user may not enter this tenant any more")
+        return account, membership
+
+
+def _principal(access: Access, account: Account, membership: Membership) -> Principal:
+    return Principal(
+        subject=access.user_id,
+        tenant_id=access.tenant_id,
+        permissions=membership.permissions,
+        # A tenant's provider can be made to say anything: it makes nobody an admin of all tenants.
+        platform_admin=account.is_platform_admin and not access.by_provider,
+        session_id=access.session_id,
+        groups=membership.device_groups,
+    )

@@ -1,7 +1,7 @@
 """Live connections: who is connected, and what reaches them."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import isnan
@@ -22,6 +22,7 @@ from services.gateway.domain.live import (
     TelemetryUpdate,
 )
 from services.gateway.store.lookups import Series
+from services.gateway.usecases.places import Places, PlaceSource
 
 FRAMES_WAITING = 1024
 BYTES_WAITING = 4 * 1024 * 1024
@@ -40,12 +41,19 @@ class Connection:
     """One client's live connection: frames wait in it until they are sent."""
 
     def __init__(
-        self, tenant_id: UUID, user_id: UUID, session_id: UUID, allowed: frozenset[Kind]
+        self,
+        tenant_id: UUID,
+        user_id: UUID,
+        session_id: UUID,
+        allowed: frozenset[Kind],
+        reach: frozenset[UUID] | None = None,
     ) -> None:
         self.tenant_id = tenant_id
         self.user_id = user_id
         self.session_id = session_id
         self.allowed = allowed
+        self.reach = reach
+        """The device groups that the client is limited to; None: all devices."""
         self.interest = Interest(None, allowed)
         self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         """Set to code and reason when the connection is to be closed."""
@@ -74,32 +82,38 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Connections that want the same telemetry, and so get the same frames."""
+    """Connections that want the same telemetry, may hear the same, and so get the same frames."""
 
+    reach: frozenset[UUID] | None
     connections: list[Connection] = field(default_factory=list)
 
 
 class Audience:
-    """A tenant's connections, as far as they want telemetry."""
+    """A tenant's connections, as far as they want telemetry; `is_limited` if some may not hear all."""
 
     def __init__(self, connections: Iterable[Connection]) -> None:
-        groups: dict[frozenset[UUID] | None, Group] = {}
+        groups: dict[tuple[frozenset[UUID] | None, frozenset[UUID] | None], Group] = {}
         for connection in connections:
-            interest = connection.interest
+            interest, reach = connection.interest, connection.reach
             if Kind.TELEMETRY in interest.kinds:
-                groups.setdefault(interest.devices, Group()).connections.append(connection)
-        self._of_all = [group for devices, group in groups.items() if devices is None]
+                group = groups.setdefault((interest.devices, reach), Group(reach))
+                group.connections.append(connection)
+        self.is_limited = any(group.reach is not None for group in groups.values())
+        self._of_all = [group for (devices, _), group in groups.items() if devices is None]
         self._of_device: dict[UUID, list[Group]] = {}
-        for devices, group in groups.items():
+        for (devices, _), group in groups.items():
             for device_id in devices or ():
                 self._of_device.setdefault(device_id, []).append(group)
 
     def __bool__(self) -> bool:
         return bool(self._of_all or self._of_device)
 
-    def of(self, device_id: UUID) -> list[Group]:
-        """Return who wants a device's points."""
-        return [*self._of_all, *self._of_device.get(device_id, ())]
+    def of(self, device_id: UUID, place: frozenset[UUID] | None) -> list[Group]:
+        """Return who wants a device's points, and may have them where it is (None: unknown)."""
+        wanted = [*self._of_all, *self._of_device.get(device_id, ())]
+        if not self.is_limited:
+            return wanted
+        return [group for group in wanted if _reaches(group.reach, place)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +127,8 @@ class Most:
     of_tenant: int
 
 
-class SeriesSource(Protocol):
-    """Knows what the historian's numbers stand for."""
+class Historian(PlaceSource, Protocol):
+    """Knows what the historian's numbers stand for, and where devices are."""
 
     async def describe_series(self, ids: Sequence[int]) -> list[Series]:
         """Return what the series are, of whichever tenant."""
@@ -124,8 +138,9 @@ class SeriesSource(Protocol):
 class Live:
     """The live connections of this process."""
 
-    def __init__(self, series: SeriesSource, most: Most) -> None:
-        self._source = series
+    def __init__(self, historian: Historian, most: Most) -> None:
+        self._source = historian
+        self._places = Places(historian)
         self._most = most
         self._connections: dict[UUID, set[Connection]] = {}
         self._audiences: dict[UUID, Audience] = {}
@@ -168,6 +183,8 @@ class Live:
         neighbours.discard(connection)
         if not neighbours:
             self._connections.pop(connection.tenant_id, None)
+        if not any(other.reach is not None for other in neighbours):
+            self._places.forget(connection.tenant_id)
         self._forget_audience(connection.tenant_id)
 
     def count(self) -> int:
@@ -188,6 +205,8 @@ class Live:
 
     def close_interrupted(self) -> None:
         """Cut everyone: some of what happened did not reach us, so nobody knows the present state."""
+        self._places.forget_all()
+        self._listeners.clear()
         for connection in self._all():
             connection.close(TRY_LATER, "updates were missed; connect again and read what is now")
 
@@ -204,13 +223,24 @@ class Live:
             if any(self._audience(tenant_id) for tenant_id in self._connections):
                 await self._pass_on(TelemetryReceived.from_message(message))
 
-    def tell(self, tenant_id: UUID, update: DeviceUpdate | AlertUpdate) -> None:
-        """Pass an update on to those of the tenant who want it."""
+    def move(self, tenant_id: UUID, device_ids: Collection[UUID]) -> None:
+        """Take note that devices are elsewhere: other connections may hear of them than before."""
+        self._places.moved(tenant_id, device_ids)
+        self._listeners.clear()
+
+    async def tell(self, tenant_id: UUID, update: DeviceUpdate | AlertUpdate) -> None:
+        """Pass an update on to those of the tenant who want it, and may have it."""
         kind = Kind.DEVICE if isinstance(update, DeviceUpdate) else Kind.ALERT
         frame: bytes | None = None
+        place: frozenset[UUID] | None = None
+        if update.device_id is not None and any(
+            connection.reach is not None for connection in self._connections.get(tenant_id, ())
+        ):
+            await self._places.learn(tenant_id, (update.device_id,))
+            place = self._places.of(tenant_id, update.device_id)
         for connection in list(self._connections.get(tenant_id, ())):
             interest = connection.interest
-            if kind not in interest.kinds:
+            if kind not in interest.kinds or not _reaches(connection.reach, place):
                 continue
             if update.device_id is not None and not interest.wants_device(update.device_id):
                 continue
@@ -226,6 +256,8 @@ class Live:
         await self._learn(
             zip(tenants, series, strict=True), ((t.tenant, t.series) for t in batch.texts)
         )
+        if any(self._audience(tenant_id).is_limited for tenant_id in self._connections):
+            await self._learn_places({*series, *(text.series for text in batch.texts)})
         points: dict[Group, list[LivePoint]] = {}
         known, listeners = self._series, self._listeners
         for row, number in enumerate(series):
@@ -259,8 +291,22 @@ class Live:
         which = self._series.get(number)
         if which is None:
             return []
-        listeners = self._listeners[number] = self._audience(which.tenant_id).of(which.device_id)
+        audience = self._audience(which.tenant_id)
+        place = self._places.of(which.tenant_id, which.device_id) if audience.is_limited else None
+        listeners = audience.of(which.device_id, place)
+        if place is not None or not audience.is_limited:
+            self._listeners[number] = listeners
         return listeners
+
+    async def _learn_places(self, numbers: Iterable[int]) -> None:
+        """Know where the devices are of whose series it is not known who hears them."""
+        wanted: dict[UUID, set[UUID]] = {}
+        for number in numbers:
+            which = None if number in self._listeners else self._series.get(number)
+            if which is not None and self._audience(which.tenant_id).is_limited:
+                wanted.setdefault(which.tenant_id, set()).add(which.device_id)
+        for tenant_id, device_ids in wanted.items():
+            await self._places.learn(tenant_id, device_ids)
 
     def _audience(self, tenant_id: UUID) -> Audience:
         audience = self._audiences.get(tenant_id)
@@ -296,6 +342,11 @@ class Live:
 
     def _all(self) -> list[Connection]:
         return [c for connections in self._connections.values() for c in connections]
+
+
+def _reaches(reach: frozenset[UUID] | None, place: frozenset[UUID] | None) -> bool:
+    """Whether who is limited to groups hears of what is at a place; nobody such, of what is unknown."""
+    return reach is None or (place is not None and not reach.isdisjoint(place))
 
 
 def _moment(microseconds: int) -> datetime:

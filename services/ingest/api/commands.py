@@ -22,7 +22,7 @@ from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
-from libs.common.http.schemas import Body, Moment, Out
+from libs.common.http.schemas import Body, Duration, Moment, Out
 from services.ingest.api.deps import (
     CanReadCommands,
     CanSendCommands,
@@ -61,7 +61,7 @@ class CommandIn(Body):
     """At most 16 kB as JSON."""
     timeout: (
         Annotated[
-            timedelta,
+            Duration,
             Field(ge=usecases.SHORTEST_TIMEOUT, le=usecases.LONGEST_TIMEOUT),
         ]
         | None
@@ -78,12 +78,12 @@ class CommandOut(Out):
 
     id: UUID
     device_id: UUID
-    name: str
-    params: dict[str, Any]
+    name: Annotated[str, Field(examples=["set_speed"])]
+    params: Annotated[dict[str, Any], Field(examples=[{"rpm": 900}])]
     two_way: bool
     timeout: timedelta
     status: CommandStatus
-    created_by: str
+    created_by: Annotated[str, Field(examples=["ann@plant.example"])]
     """A user's id, or `rule:` and the rule's."""
     created_at: datetime
     expires_at: datetime
@@ -103,7 +103,7 @@ class StepOut(Out):
 
     at: datetime
     status: CommandStatus
-    detail: str
+    detail: Annotated[str, Field(examples=["sent by MQTT"])]
 
 
 class CommandWithStepsOut(CommandOut):
@@ -116,8 +116,8 @@ class OutgoingOut(Out):
     """A command as a device gets it."""
 
     id: UUID
-    name: str
-    params: dict[str, Any]
+    name: Annotated[str, Field(examples=["set_speed"])]
+    params: Annotated[dict[str, Any], Field(examples=[{"rpm": 900}])]
     expires_at: datetime
 
 
@@ -133,7 +133,9 @@ class ReplyIn(Body):
     status: Literal["acknowledged", "succeeded", "failed"]
     """`acknowledged` says that the device has it and is at it."""
     result: JsonValue = None
-    error: Annotated[str, Field(max_length=2_000)] | None = None
+    error: (
+        Annotated[str, Field(max_length=2_000, examples=["the drive does not answer"])] | None
+    ) = None
 
 
 class _Position(msgspec.Struct):

@@ -31,11 +31,22 @@ def _kinds(request: Request) -> Kinds:
 
 TheKinds = Annotated[Kinds, Depends(_kinds)]
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
-SecretName = Annotated[str, Field(max_length=64)]
+_SOME_SETTINGS = {
+    "url": "mqtts://broker.plant.example",
+    "topics": [{"topic": "{device}/telemetry"}],
+}
+_SOME_SECRETS = {"password": "correct horse battery staple"}
+
+Name = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$", examples=["Hall 3 broker"])
+]
+SecretName = Annotated[str, Field(max_length=64, examples=["password"])]
 Settings = Annotated[
     dict[str, Any],
-    Field(description="What its kind asks for: `GET /api/v1/connector-kinds` has the schemas."),
+    Field(
+        description="What its kind asks for: `GET /api/v1/connector-kinds` has the schemas.",
+        examples=[_SOME_SETTINGS],
+    ),
 ]
 
 
@@ -52,6 +63,7 @@ class ConnectorIn(Body):
             default_factory=dict,
             max_length=16,
             description="Kept sealed and never shown again.",
+            examples=[_SOME_SECRETS],
         ),
     ]
 
@@ -62,11 +74,18 @@ class ConnectorChange(Body):
     name: Name | None = None
     is_enabled: bool | None = None
     settings: Annotated[
-        dict[str, Any] | None, Field(description="All of them: they take the place of the old.")
+        dict[str, Any] | None,
+        Field(
+            description="All of them: they take the place of the old.", examples=[_SOME_SETTINGS]
+        ),
     ] = None
     secrets: Annotated[
         dict[SecretName, SecretStr | None] | None,
-        Field(max_length=16, description="Those to change; null forgets one, others stay."),
+        Field(
+            max_length=16,
+            description="Those to change; null forgets one, others stay.",
+            examples=[_SOME_SECRETS],
+        ),
     ] = None
 
 
@@ -74,14 +93,14 @@ class ConnectorOut(Out):
     """A connection, and how it does."""
 
     id: UUID
-    name: str
-    kind: str
+    name: Annotated[str, Field(examples=["Hall 3 broker"])]
+    kind: Annotated[str, Field(examples=["mqtt"])]
     is_enabled: bool
-    settings: dict[str, Any]
-    secrets: list[str]
+    settings: Annotated[dict[str, Any], Field(examples=[_SOME_SETTINGS])]
+    secrets: Annotated[list[str], Field(examples=[["password"]])]
     """The names of those that are set."""
     state: State
-    reason: str
+    reason: Annotated[str, Field(examples=[""])]
     state_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -91,16 +110,19 @@ class ConnectorOut(Out):
 class ConnectorKindOut(Out):
     """A kind of connection."""
 
-    name: str
-    settings_schema: dict[str, Any]
-    secrets: list[str]
+    name: Annotated[str, Field(examples=["mqtt"])]
+    settings_schema: Annotated[
+        dict[str, Any],
+        Field(examples=[{"type": "object", "properties": {"url": {"type": "string"}}}]),
+    ]
+    secrets: Annotated[list[str], Field(examples=[["password"]])]
     can_be_browsed: bool
 
 
 class BrowseIn(Body):
     """Where to look on the other side."""
 
-    node: Annotated[str, Field(max_length=1024)] | None = None
+    node: Annotated[str, Field(max_length=1024, examples=["ns=2;s=Hall3"])] | None = None
 
 
 class _Position(msgspec.Struct):

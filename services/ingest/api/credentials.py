@@ -55,9 +55,9 @@ class CredentialOut(Out):
 class GivenCredential(CredentialOut):
     """A credential just given. What proves it is shown this once."""
 
-    username: str
+    username: Annotated[str, Field(examples=["5f0c1d3e-8a47-4b0c-9d55-2f6f8f6f3a10"])]
     """MQTT: client id and username."""
-    token: str | None
+    token: Annotated[str | None, Field(examples=["dvt_4cZ0yR7uK1mW9xQ3tB5nV8pL2sD6fG0h"])]
     """MQTT: password. HTTP: bearer token."""
     secret: str | None
     """With psk and oscore: the secret, in hex."""
@@ -79,19 +79,19 @@ class ClaimTokenIn(Body):
 class LabelOut(Out):
     """A claim token, and a label for the device: a QR code that leads to the console. Shown this once."""
 
-    claim_token: str
-    url: str
+    claim_token: Annotated[str, Field(examples=["K7QF-2M9X-HW4T"])]
+    url: Annotated[str, Field(examples=["https://iiot.plant.example/claim#K7QF-2M9X-HW4T"])]
     """What stands in the QR code."""
     expires_at: datetime
-    svg: str
-    png: str
+    svg: Annotated[str, Field(examples=['<svg xmlns="http://www.w3.org/2000/svg"/>'])]
+    png: Annotated[str, Field(examples=["iVBORw0KGgo="])]
     """In base64."""
 
 
 class ClaimIn(Body):
     """A device to claim, and what it is called and where it is from now on."""
 
-    claim_token: Annotated[str, Field(min_length=1, max_length=64)]
+    claim_token: Annotated[str, Field(min_length=1, max_length=64, examples=["K7QF-2M9X-HW4T"])]
     name: Name | None = None
     group_id: UUID | None = None
 
@@ -99,8 +99,8 @@ class ClaimIn(Body):
 class ClaimedDevice(DeviceOut):
     """A device just claimed, with the credentials it is to have."""
 
-    username: str
-    token: str
+    username: Annotated[str, Field(examples=["5f0c1d3e-8a47-4b0c-9d55-2f6f8f6f3a10"])]
+    token: Annotated[str, Field(examples=["dvt_4cZ0yR7uK1mW9xQ3tB5nV8pL2sD6fG0h"])]
 
 
 @router.post(

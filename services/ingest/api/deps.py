@@ -18,8 +18,13 @@ InTransaction = Annotated[IngestStore, Depends(transaction, scope="function")]
 
 CanReadDevices = Annotated[Principal, Depends(Permission("devices:read"))]
 CanWriteDevices = Annotated[Principal, Depends(Permission("devices:write"))]
+CanWriteForAllDevices = Annotated[
+    Principal, Depends(Permission("devices:write", of_whole_tenant=True))
+]
 CanReadConnectors = Annotated[Principal, Depends(Permission("connectors:read"))]
-CanWriteConnectors = Annotated[Principal, Depends(Permission("connectors:write"))]
+CanWriteConnectors = Annotated[
+    Principal, Depends(Permission("connectors:write", of_whole_tenant=True))
+]
 CanReadCommands = Annotated[Principal, Depends(Permission("commands:read"))]
 CanSendCommands = Annotated[Principal, Depends(Permission("commands:send"))]
 CanReadTelemetry = Annotated[Principal, Depends(Permission("telemetry:read"))]

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from libs.common.errors import (
     Conflict,
     FieldError,
+    Forbidden,
     Invalid,
     Malformed,
     NotFound,
@@ -44,11 +45,15 @@ _LINE = r"^[^\x00-\x1f]+$"
 _TEXT = r"^[^\x00]*$"
 MAX_SHEET_BYTES = 8 * 1024 * 1024
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE)]
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE, examples=["press-7"])]
 Type = Annotated[str, Field(min_length=1, max_length=64, pattern=_LINE, examples=["pump"])]
-Serial = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE)]
-Description = Annotated[str, Field(max_length=1000, pattern=_TEXT)]
-Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f;]+$")]
+Serial = Annotated[str, Field(min_length=1, max_length=128, pattern=_LINE, examples=["HP-2041-7"])]
+Description = Annotated[
+    str, Field(max_length=1000, pattern=_TEXT, examples=["Hydraulic press in hall 3"])
+]
+Tag = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f;]+$", examples=["hall-3"])
+]
 Tags = Annotated[list[Tag], Field(max_length=MOST_TAGS)]
 
 
@@ -94,17 +99,17 @@ class DeviceOut(Out):
     """A device."""
 
     id: UUID
-    name: str
-    type: str
-    description: str
-    serial: str | None
+    name: Annotated[str, Field(examples=["press-7"])]
+    type: Annotated[str, Field(examples=["press"])]
+    description: Annotated[str, Field(examples=["Hydraulic press in hall 3"])]
+    serial: Annotated[str | None, Field(examples=["HP-2041-7"])]
     profile_id: UUID | None
     group_id: UUID | None
-    tags: list[str]
+    tags: Annotated[list[str], Field(examples=[["hall-3"]])]
     is_claimed: bool
     """False for one made ahead, until whoever mounts it claims it."""
     status: Status
-    status_reason: str
+    status_reason: Annotated[str, Field(examples=[""])]
     status_at: datetime | None
     last_seen_at: datetime | None
     """When it last said something; written every few seconds."""
@@ -121,9 +126,9 @@ class DeviceOut(Out):
 class Credentials(Out):
     """What a device proves itself with. Shown this once: only a hash is kept."""
 
-    username: str
+    username: Annotated[str, Field(examples=["5f0c1d3e-8a47-4b0c-9d55-2f6f8f6f3a10"])]
     """MQTT: client id and username."""
-    token: str
+    token: Annotated[str, Field(examples=["dvt_4cZ0yR7uK1mW9xQ3tB5nV8pL2sD6fG0h"])]
     """MQTT: password. HTTP: bearer token."""
 
 
@@ -133,12 +138,16 @@ class RegisteredDevice(DeviceOut):
     credentials: Credentials
 
 
+def _sheet(example: str) -> dict[str, Any]:
+    return {"text/csv": {"schema": {"type": "string"}, "example": example}}
+
+
 def unique(tags: list[str]) -> tuple[str, ...]:
     """Return tags, each once."""
     return tuple(dict.fromkeys(tags))
 
 
-@router.post("", status_code=201, responses=problems(Conflict, NotFound))
+@router.post("", status_code=201, responses=problems(Conflict, NotFound, Forbidden))
 async def register_device(
     request: Request, body: DeviceIn, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> RegisteredDevice:
@@ -237,13 +246,13 @@ async def list_devices(
 @router.post(
     "/import",
     max_body_size=MAX_SHEET_BYTES,
-    responses=problems(Malformed, Invalid, Conflict, TooLarge, UnsupportedMedia),
+    responses={
+        200: {"content": _sheet("row,name,id,token,error\n2,press-7,5f0c…,dvt_…,\n")},
+        **problems(Malformed, Invalid, Conflict, TooLarge, UnsupportedMedia),
+    },
     response_class=Response,
     openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"text/csv": {"schema": {"type": "string"}}},
-        },
+        "requestBody": {"required": True, "content": _sheet("name,type\npress-7,press\n")},
     },
 )
 async def import_devices(
@@ -272,7 +281,11 @@ async def import_devices(
     return Response(bulk.outcome_sheet(imported), media_type="text/csv")
 
 
-@router.get("/export", response_class=StreamingResponse)
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": _sheet("name,type,serial\npress-7,press,HP-2041-7\n")}},
+)
 async def export_devices(request: Request, who: CanReadDevices) -> StreamingResponse:
     """Return all devices as a sheet (CSV) that can be imported again."""
 
@@ -293,7 +306,7 @@ async def get_device(device_id: UUID, who: CanReadDevices, store: InTransaction)
     return DeviceOut.model_validate(await store.devices.get(device_id))
 
 
-@router.patch("/{device_id}", responses=problems(NotFound, Conflict, PreconditionFailed))
+@router.patch("/{device_id}", responses=problems(NotFound, Conflict, Forbidden, PreconditionFailed))
 async def change_device(
     device_id: UUID,
     body: DeviceChange,

@@ -27,7 +27,7 @@ BehindPatch = Annotated[
 class GatewayIn(Body):
     """What a device may do for others."""
 
-    registers: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    registers: Annotated[str, Field(min_length=1, max_length=64, examples=["sensor"])] | None = None
     """The type of the devices that it registers by naming them. Absent: it registers none."""
     most: Annotated[int, Field(ge=0, le=MOST_BEHIND)] = 100
     """How many devices may be behind it before it registers no more."""
@@ -36,7 +36,7 @@ class GatewayIn(Body):
 class GatewayOut(Out):
     """What a device may do for others."""
 
-    registers: str | None
+    registers: Annotated[str | None, Field(examples=["sensor"])]
     most: int
 
 

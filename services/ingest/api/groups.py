@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import Field, field_validator
 
-from libs.common.errors import Conflict, Malformed, NotFound, PreconditionFailed
+from libs.common.errors import Conflict, Forbidden, Malformed, NotFound, PreconditionFailed
 from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
@@ -25,7 +25,9 @@ from services.ingest.usecases import groups as usecases
 
 router = APIRouter(prefix="/api/v1/device-groups", tags=["devices"], route_class=IdempotentRoute)
 
-GroupName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\x00-\x1f]+$")]
+GroupName = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[^/\x00-\x1f]+$", examples=["Hall 3"])
+]
 GroupKind = Annotated[
     str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$", examples=["site"])
 ]
@@ -60,8 +62,8 @@ class GroupOut(Out):
 
     id: UUID
     parent_id: UUID | None
-    name: str
-    kind: str
+    name: Annotated[str, Field(examples=["Hall 3"])]
+    kind: Annotated[str, Field(examples=["area"])]
     path: list[UUID]
     """The ids from the root down to the group itself."""
     created_at: datetime
@@ -74,7 +76,7 @@ class _Position(msgspec.Struct):
     id: UUID
 
 
-@router.post("", status_code=201, responses=problems(NotFound, Conflict))
+@router.post("", status_code=201, responses=problems(NotFound, Conflict, Forbidden))
 async def create_group(
     body: GroupIn, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> GroupOut:
@@ -111,7 +113,7 @@ async def get_group(group_id: UUID, who: CanReadDevices, store: InTransaction) -
     return GroupOut.model_validate(await store.groups.get(group_id))
 
 
-@router.patch("/{group_id}", responses=problems(NotFound, Conflict, PreconditionFailed))
+@router.patch("/{group_id}", responses=problems(NotFound, Conflict, Forbidden, PreconditionFailed))
 async def change_group(
     group_id: UUID,
     body: GroupChange,
@@ -126,7 +128,7 @@ async def change_group(
     return GroupOut.model_validate(group)
 
 
-@router.delete("/{group_id}", status_code=204, responses=problems(NotFound, Conflict))
+@router.delete("/{group_id}", status_code=204, responses=problems(NotFound, Conflict, Forbidden))
 async def remove_group(group_id: UUID, who: CanWriteDevices, store: InTransaction) -> Response:
     """Remove a group that nothing is in."""
     await usecases.remove(store, group_id)

@@ -59,7 +59,12 @@ _PARTIAL: dict[int | str, dict[str, Any]] = {
                         "message": {"type": "string"},
                         "error": {"type": "string"},
                     },
-                }
+                },
+                "example": {
+                    "code": "invalid",
+                    "message": "partial write: line 2: it has no fields",
+                    "error": "partial write: line 2: it has no fields",
+                },
             }
         },
     }

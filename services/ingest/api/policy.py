@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.schemas import Body, Out
-from services.ingest.api.deps import CanReadDevices, CanWriteDevices, InTransaction
+from services.ingest.api.deps import CanReadDevices, CanWriteForAllDevices, InTransaction
 from services.ingest.domain.policy import DevicePolicy
 from services.ingest.usecases import policies as usecases
 
@@ -33,7 +33,7 @@ async def get_device_policy(who: CanReadDevices, store: InTransaction) -> Policy
 
 @router.put("")
 async def set_device_policy(
-    body: PolicyIn, who: CanWriteDevices, store: InTransaction, now: Now
+    body: PolicyIn, who: CanWriteForAllDevices, store: InTransaction, now: Now
 ) -> PolicyOut:
     """Set what the tenant lets its devices do. What is not allowed any more ends within seconds."""
     policy = DevicePolicy(plain_coap=body.plain_coap)

@@ -17,7 +17,7 @@ from libs.common.http.problems import problems
 from libs.common.http.schemas import Body, Out
 from services.ingest.api.deps import (
     CanReadDevices,
-    CanWriteDevices,
+    CanWriteForAllDevices,
     IfMatch,
     InTransaction,
     version_of,
@@ -33,7 +33,9 @@ router = APIRouter(prefix="/api/v1/device-profiles", tags=["devices"], route_cla
 MOST_METRICS = 1_000
 LONGEST_SILENCE_S = 366 * 86_400
 
-MetricName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
+MetricName = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$", examples=["temperature"])
+]
 
 
 class MetricIn(Body):
@@ -67,8 +69,10 @@ class MetricIn(Body):
 
 
 Metrics = Annotated[dict[MetricName, MetricIn], Field(max_length=MOST_METRICS)]
-Fields = Annotated[dict[MetricName, MetricName], Field(max_length=MOST_METRICS)]
-Silence = Annotated[int, Field(ge=1, le=LONGEST_SILENCE_S)]
+Fields = Annotated[
+    dict[MetricName, MetricName], Field(max_length=MOST_METRICS, examples=[{"t1": "temperature"}])
+]
+Silence = Annotated[int, Field(ge=1, le=LONGEST_SILENCE_S, examples=[300])]
 
 
 class ProfileIn(Body):
@@ -108,7 +112,7 @@ class MetricOut(Out):
     """What is declared of a metric."""
 
     kind: Literal["number", "bool", "text"] | None
-    unit: str | None
+    unit: Annotated[str | None, Field(examples=["degC"])]
     minimum: float | None
     maximum: float | None
 
@@ -117,13 +121,13 @@ class ProfileOut(Out):
     """A profile."""
 
     id: UUID
-    name: str
-    description: str
+    name: Annotated[str, Field(examples=["Hydraulic press"])]
+    description: Annotated[str, Field(examples=["Presses of the 2040 series"])]
     metrics: dict[str, MetricOut]
     protocol: Protocol | None
     payload_format: PayloadFormat | None
-    fields: dict[str, str]
-    offline_after: int | None
+    fields: Annotated[dict[str, str], Field(examples=[{"t1": "temperature"}])]
+    offline_after: Annotated[int | None, Field(examples=[300])]
     created_at: datetime
     updated_at: datetime
     version: int
@@ -135,7 +139,7 @@ class _Position(msgspec.Struct):
 
 @router.post("", status_code=201, responses=problems(Conflict, Invalid))
 async def create_profile(
-    body: ProfileIn, who: CanWriteDevices, store: InTransaction, now: Now
+    body: ProfileIn, who: CanWriteForAllDevices, store: InTransaction, now: Now
 ) -> ProfileOut:
     """Make a profile."""
     profile = await usecases.create(
@@ -174,7 +178,7 @@ async def get_profile(profile_id: UUID, who: CanReadDevices, store: InTransactio
 async def change_profile(
     profile_id: UUID,
     body: ProfileChange,
-    who: CanWriteDevices,
+    who: CanWriteForAllDevices,
     store: InTransaction,
     now: Now,
     if_match: IfMatch = None,
@@ -193,7 +197,9 @@ async def change_profile(
 
 
 @router.delete("/{profile_id}", status_code=204, responses=problems(NotFound, Conflict))
-async def remove_profile(profile_id: UUID, who: CanWriteDevices, store: InTransaction) -> Response:
+async def remove_profile(
+    profile_id: UUID, who: CanWriteForAllDevices, store: InTransaction
+) -> Response:
     """Remove a profile that no device has."""
     await store.profiles.remove(profile_id)
     return Response(status_code=204)

@@ -81,14 +81,14 @@ class KeyOut(Out):
     """A provisioning key, without the key itself."""
 
     id: UUID
-    name: str
-    device_type: str
+    name: Annotated[str, Field(examples=["Presses of hall 3"])]
+    device_type: Annotated[str, Field(examples=["press"])]
     profile_id: UUID | None
     group_id: UUID | None
-    tags: list[str]
+    tags: Annotated[list[str], Field(examples=[["hall-3"]])]
     is_enabled: bool
     expires_at: datetime | None
-    max_devices: int | None
+    max_devices: Annotated[int | None, Field(examples=[50])]
     devices: int
     """How many registered by it."""
     created_at: datetime
@@ -99,21 +99,23 @@ class KeyOut(Out):
 class MadeKey(KeyOut):
     """A provisioning key just made. The key is shown this once: only a hash is kept."""
 
-    key: str
+    key: Annotated[str, Field(examples=["prv_3jR8tVw0Qm5yZ1xK7uN9pL2sD4fG6hJ8"])]
 
 
 class Provisioned(Out):
     """A device that registered itself, with its credentials, which are shown this once."""
 
     id: UUID
-    name: str
+    name: Annotated[str, Field(examples=["press-7"])]
     credentials: Credentials
 
 
 class ProvisionIn(Body):
     """A device that registers itself."""
 
-    key: Annotated[str, Field(min_length=1, max_length=128)]
+    key: Annotated[
+        str, Field(min_length=1, max_length=128, examples=["prv_3jR8tVw0Qm5yZ1xK7uN9pL2sD4fG6hJ8"])
+    ]
     serial: Serial
     name: Name | None = None
     """Absent: its serial number."""
@@ -123,7 +125,7 @@ class _Position(msgspec.Struct):
     name: str
 
 
-@router.post("", status_code=201, responses=problems(Conflict, NotFound))
+@router.post("", status_code=201, responses=problems(Conflict, NotFound, Forbidden))
 async def create_provisioning_key(
     body: KeyIn, who: CanWriteDevices, store: InTransaction, now: Now
 ) -> MadeKey:
@@ -155,7 +157,7 @@ async def get_provisioning_key(key_id: UUID, who: CanReadDevices, store: InTrans
     return KeyOut.model_validate(await store.provisioning_keys.get(key_id))
 
 
-@router.patch("/{key_id}", responses=problems(NotFound, Conflict, PreconditionFailed))
+@router.patch("/{key_id}", responses=problems(NotFound, Conflict, Forbidden, PreconditionFailed))
 async def change_provisioning_key(
     key_id: UUID,
     body: KeyChange,

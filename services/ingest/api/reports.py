@@ -34,7 +34,9 @@ _NO_NUL = r"^[^\x00]*$"
 class AlarmIn(Body):
     """An alarm of the device's own."""
 
-    message: Annotated[str, Field(min_length=1, max_length=1000, pattern=_NO_NUL)]
+    message: Annotated[
+        str, Field(min_length=1, max_length=1000, pattern=_NO_NUL, examples=["Oil pressure is low"])
+    ]
     severity: Literal["critical", "high", "medium", "low", "info"] = "medium"
     key: Annotated[str, Field(min_length=1, max_length=200, pattern=_NO_NUL)] = "device"
     """The same key again is the same alarm."""
@@ -46,7 +48,7 @@ class StatusIn(Body):
     """The device's status, in its own words."""
 
     status: Status
-    reason: Annotated[str, Field(max_length=500, pattern=_NO_NUL)] = ""
+    reason: Annotated[str, Field(max_length=500, pattern=_NO_NUL, examples=["maintenance"])] = ""
 
 
 @router.post("/alerts", status_code=204, responses=_FAULTS)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from libs.common.errors import (
     Conflict,
@@ -63,17 +64,17 @@ DeviceId = Annotated[
 class RejectedOut(Out):
     """A point that was not taken. It lies in the quarantine, with its reason."""
 
-    index: int
+    index: Annotated[int, Field(examples=[2])]
     """Which reading, record, line or row of the request, counted from 0."""
-    metric: str | None
-    reason: str
-    detail: str
+    metric: Annotated[str | None, Field(examples=["temperature"])]
+    reason: Annotated[str, Field(examples=["clock_ahead"])]
+    detail: Annotated[str, Field(examples=["its time lies more than 5 minutes ahead"])]
 
 
 class Acceptance(Out):
     """What became of the points of a request, all of which are durable."""
 
-    accepted: int
+    accepted: Annotated[int, Field(examples=[12])]
     rejected: list[RejectedOut]
 
 
@@ -86,10 +87,10 @@ class QuarantinedOut(Out):
     """The time of what has no time of its own."""
     channel: Channel
     """What the message was about."""
-    reason: str
-    detail: str
-    metric: str | None
-    size: int
+    reason: Annotated[str, Field(examples=["unparseable"])]
+    detail: Annotated[str, Field(examples=["it is not JSON"])]
+    metric: Annotated[str | None, Field(examples=["temperature"])]
+    size: Annotated[int, Field(examples=[17])]
     """How many bytes of the payload are kept."""
     cut_from: int | None
     """How many bytes it had, if only its beginning is kept."""
@@ -98,7 +99,7 @@ class QuarantinedOut(Out):
 class QuarantinedWithPayloadOut(QuarantinedOut):
     """An entry of the quarantine with what was sent."""
 
-    payload: str
+    payload: Annotated[str, Field(examples=["{temperature: 96}"])]
     """As it came if it is UTF-8, else in base64."""
     encoding: Literal["utf-8", "base64"]
 
@@ -106,7 +107,7 @@ class QuarantinedWithPayloadOut(QuarantinedOut):
 class OverflowOut(Out):
     """How many entries gave way to newer ones, from when to when."""
 
-    dropped: int
+    dropped: Annotated[int, Field(examples=[12])]
     since: datetime
     latest: datetime
 
@@ -188,13 +189,20 @@ _BODY = {
                 },
             },
             "application/senml+json": {
-                "schema": {"type": "array", "items": _SENML_RECORD, "maxItems": MOST_READINGS}
+                "schema": {"type": "array", "items": _SENML_RECORD, "maxItems": MOST_READINGS},
+                "example": [{"bn": "press-7:", "n": "temp", "u": "Cel", "v": 21.5}],
             },
             "application/cbor": _BINARY,
             "application/senml+cbor": _BINARY,
-            "application/x-ndjson": _TEXT,
+            "application/x-ndjson": {
+                **_TEXT,
+                "example": '{"values": {"temp": 21.5}}\n{"values": {"temp": 21.7}}\n',
+            },
             "text/csv": {**_TEXT, "example": "ts,temp\n2026-01-31T12:00:00Z,21.5\n"},
-            "application/x-influx-line-protocol": _TEXT,
+            "application/x-influx-line-protocol": {
+                **_TEXT,
+                "example": "press temp=21.5,running=true 1769860800000000000\n",
+            },
         },
     }
 }

@@ -89,6 +89,8 @@ class Decoded:
     gaps: int = 0
     """How many messages of the device are known to be missing, by its own count, up to this one's
     end: where its protocol counts, or within a list of readings that have a `seq`."""
+    is_admitted: bool = False
+    """Whether its points are counted already against what the tenant may send."""
 
     def reading_of(self, position: int) -> int:
         """Return which reading the point at a position of `points` came from, counted from 0."""

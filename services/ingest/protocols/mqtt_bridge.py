@@ -248,7 +248,7 @@ class Bridge:
         tls = None
         if parts.scheme == "mqtts":
             tls = await asyncio.to_thread(ssl.create_default_context, cadata=settings.ca)
-        address = await connector.reach.address_of(host, port)
+        address = await connector.destinations.address_of(host, port)
         own = await connect(address, port, tls, host)
         client = MqttClient(
             own,

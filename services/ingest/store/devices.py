@@ -268,6 +268,16 @@ class Devices:
         )
         return {metric: Series(number, kind, unit) for metric, number, kind, unit in rows}
 
+    async def count_series(self, tenant: int) -> int:
+        """Return how many series all devices of the tenant have together."""
+        return int(
+            await self._session.scalar(
+                text("SELECT count(*) FROM historian.series WHERE tenant = :tenant"),
+                {"tenant": tenant},
+            )
+            or 0
+        )
+
     async def _learn_units(self, device_id: UUID, tenant: int, units: Mapping[str, str]) -> None:
         metrics = sorted(units)
         await self._session.execute(

@@ -66,15 +66,23 @@ _ADD = text(
                   cast(:devices AS uuid[]), cast(:quarantined AS bigint[]), cast(:gaps AS bigint[]),
                   cast(:missing AS bigint[]))
         AS d(hour, tenant_id, device_id, quarantined, gaps, missing)
+    ), of_devices AS MATERIALIZED (
+      SELECT tenant_id, device_id, hour, sum(stored) AS stored, sum(duplicates) AS duplicates,
+        sum(quarantined) AS quarantined, sum(gaps) AS gaps, sum(missing) AS missing
+      FROM counted c
+      WHERE NOT EXISTS (
+        SELECT FROM ingest.tenants x WHERE x.tenant_id = c.tenant_id AND x.status = 'deleted')
+      GROUP BY tenant_id, device_id, hour
+    ), of_tenants AS (
+      INSERT INTO ingest.usage AS u (tenant_id, resource, day, amount)
+      SELECT tenant_id, 'points_per_day', (hour AT TIME ZONE 'UTC')::date, sum(stored)
+      FROM of_devices GROUP BY 1, 3 HAVING sum(stored) > 0 ORDER BY 1, 3
+      ON CONFLICT (tenant_id, resource, day) DO UPDATE SET amount = u.amount + excluded.amount
     )
     INSERT INTO ingest.ledger AS l
       (tenant_id, device_id, hour, accepted, duplicates, quarantined, gaps, missing)
-    SELECT tenant_id, device_id, hour, sum(stored), sum(duplicates), sum(quarantined), sum(gaps),
-      sum(missing)
-    FROM counted c
-    WHERE NOT EXISTS (
-      SELECT FROM ingest.tenants x WHERE x.tenant_id = c.tenant_id AND x.status = 'deleted')
-    GROUP BY tenant_id, device_id, hour
+    SELECT tenant_id, device_id, hour, stored, duplicates, quarantined, gaps, missing
+    FROM of_devices
     ON CONFLICT (tenant_id, device_id, hour) DO UPDATE
     SET accepted = l.accepted + excluded.accepted,
       duplicates = l.duplicates + excluded.duplicates,

@@ -5,6 +5,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.db.transactions import Store
+from libs.common.quotas.store import Quotas
 from services.ingest.store.attributes import Attributes
 from services.ingest.store.claims import Claims
 from services.ingest.store.coap import Policies, Sequences
@@ -15,10 +16,12 @@ from services.ingest.store.devices import Devices
 from services.ingest.store.gateways import Gateways
 from services.ingest.store.groups import Groups
 from services.ingest.store.ledger import Ledger
+from services.ingest.store.placements import Placements
 from services.ingest.store.profiles import Profiles
 from services.ingest.store.provisioning import ProvisioningKeys
 from services.ingest.store.quarantine import Quarantine
 from services.ingest.store.tenants import Tenant
+from services.ingest.store.usage import Usage
 
 
 class IngestStore(Store):
@@ -40,4 +43,7 @@ class IngestStore(Store):
         self.sequences = Sequences(session, tenant_id)
         self.quarantine = Quarantine(session, tenant_id)
         self.ledger = Ledger(session, tenant_id)
+        self.placements = Placements(session, tenant_id)
         self.tenant = Tenant(session, tenant_id)
+        self.quotas = Quotas(session, tenant_id, "ingest")
+        self.usage = Usage(session, tenant_id)

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
+from libs.common.db.acting import is_limited
 from libs.common.db.transactions import Transactions
+from libs.common.places import whole_tenant
 from services.ingest.domain.attribute import Scope
 from services.ingest.domain.credential import Credential, CredentialKind
 from services.ingest.domain.device import Device
@@ -16,7 +19,7 @@ from services.ingest.domain.search import Wanted
 from services.ingest.domain.sheet import COLUMNS, WRITTEN_ONLY, Sheet, SheetRow, read_sheet, written
 from services.ingest.domain.token import hash_token, new_token
 from services.ingest.store.store import IngestStore
-from services.ingest.usecases.devices import check_room, new_device, say_created
+from services.ingest.usecases.devices import check_room, new_device, say_count, say_created
 
 AT_ONCE = 1_000
 """Devices written, or read, with one statement."""
@@ -43,18 +46,28 @@ class Tree:
         self._at = at
         self._groups: dict[Path, Group] = {}
         self._new: list[Group] = []
+        self._beyond = 0
 
     async def read(self) -> None:
         """Read what is there. Nobody else changes the tree until the transaction ends."""
         await self._store.groups.lock()
         groups = await self._store.groups.all()
+        async with whole_tenant(self._store.session):
+            self._beyond = await self._store.groups.count() - len(groups)
         paths = _paths(groups)
-        self._groups = {paths[group.id]: group for group in groups}
+        ambiguous = {path for path, count in Counter(paths.values()).items() if count > 1}
+        self._groups = {
+            paths[group.id]: group for group in groups if paths[group.id] not in ambiguous
+        }
+
+    def is_in_reach(self, path: Path) -> bool:
+        """Whether the caller may have a device there: one who is limited, below what they see."""
+        return not is_limited() or path[:1] in self._groups
 
     def has_room_for(self, path: Path) -> bool:
         """Whether a group could be there."""
         missing = sum(path[:levels] not in self._groups for levels in range(1, len(path) + 1))
-        return len(path) <= DEEPEST and len(self._groups) + missing <= MOST_GROUPS
+        return len(path) <= DEEPEST and len(self._groups) + self._beyond + missing <= MOST_GROUPS
 
     def grow(self, path: Path) -> None:
         """Have the groups on the way there, which is known to be possible."""
@@ -77,10 +90,13 @@ class Tree:
 
 
 def _paths(groups: Iterable[Group]) -> dict[UUID, Path]:
-    """Return the names on the way to each group of a whole tree, in which parents stand first."""
+    """Return the names on the way to each group of a tree, in which parents stand first.
+
+    Who is limited to some groups does not see what these are below: to them the way begins there.
+    """
     paths: dict[UUID, Path] = {}
     for group in groups:
-        above = paths[group.parent_id] if group.parent_id is not None else ()
+        above = paths.get(group.parent_id, ()) if group.parent_id is not None else ()
         paths[group.id] = (*above, group.name)
     return paths
 
@@ -106,7 +122,9 @@ async def import_devices(
             outcome[row.line] = Imported(row.line, row.name)
         else:
             outcome[row.line] = Imported(row.line, row.name, error=error)
-    await check_room(store, len(rows), most)
+    count = await check_room(store, len(rows), most)
+    if not dry_run and rows:
+        say_count(store, count, at=at)
     if not dry_run:
         await tree.write()
         for start in range(0, len(rows), AT_ONCE):
@@ -118,9 +136,10 @@ async def import_devices(
 async def _judged(
     store: IngestStore, sheet: Sheet, profiles: dict[str, UUID], tree: Tree
 ) -> list[tuple[SheetRow, str | None]]:
-    names, serials = await store.devices.taken(
-        [row.name for row in sheet.rows], [row.serial for row in sheet.rows if row.serial]
-    )
+    async with whole_tenant(store.session):
+        names, serials = await store.devices.taken(
+            [row.name for row in sheet.rows], [row.serial for row in sheet.rows if row.serial]
+        )
 
     def fault(row: SheetRow) -> str | None:
         if row.name in names:
@@ -129,6 +148,8 @@ async def _judged(
             return "there is a device with this serial number already"
         if row.profile is not None and row.profile not in profiles:
             return "there is no profile of this name"
+        if not tree.is_in_reach(row.group):
+            return "it is in none of the groups that you are limited to"
         if not tree.has_room_for(row.group):
             return f"groups are {DEEPEST} levels deep at most, and {MOST_GROUPS} of them"
         tree.grow(row.group)

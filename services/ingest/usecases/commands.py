@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 
 from libs.common.db.transactions import Emitter
 from libs.common.errors import Conflict, FieldError, Invalid, NotFound
-from libs.common.events.ingest import AuditRecorded, CommandCompleted, CommandQueued
+from libs.common.events.ingest import CommandCompleted, CommandQueued
 from libs.common.events.rules import CommandRequested
 from services.ingest.domain.command import (
     LONGEST_NAME,
@@ -62,7 +62,6 @@ async def send(store: IngestStore, command: Command) -> Command:
     if await store.commands.count_open(command.device_id) >= MOST_OPEN:
         raise TooManyCommands(f"the device has {MOST_OPEN} open commands already")
     if await store.commands.add(command):
-        _account_for(store, command, "command.sent", by=command.created_by, at=command.created_at)
         store.emit(
             CommandQueued(
                 tenant_id=store.tenant_id,
@@ -103,7 +102,6 @@ async def request(store: IngestStore, event: CommandRequested, *, at: datetime) 
             error=error.slug if isinstance(error, TooManyCommands) else error.detail,
         )
         if await store.commands.add(failed):
-            _account_for(store, failed, "command.sent", by=failed.created_by, at=at)
             _say(store, failed, at)
 
 
@@ -116,7 +114,6 @@ async def cancel(
         raise Conflict(f"the command is {command.status}: only one that waits can be cancelled")
     command = replace(command, status=CommandStatus.FAILED, completed_at=at, error=CANCELLED)
     await store.commands.update(command, at, f"{CANCELLED} by {by}")
-    _account_for(store, command, "command.cancelled", by=by, at=at)
     _say(store, command, at)
     return command
 
@@ -187,22 +184,6 @@ async def end_overdue(dispatches: Dispatches) -> None:
             say_completed(dispatching, await dispatching.finish(due))
         if len(due) < ENDED_AT_ONCE:
             return
-
-
-def _account_for(
-    store: IngestStore, command: Command, action: str, *, by: str, at: datetime
-) -> None:
-    store.emit(
-        AuditRecorded(
-            tenant_id=store.tenant_id,
-            at=at,
-            actor=by,
-            action=action,
-            device_id=command.device_id,
-            subject_id=command.id,
-            detail=command.name,
-        )
-    )
 
 
 def say_completed(emitter: Emitter, completed: Sequence[Completed]) -> None:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
 from libs.common.db.transactions import Transactions
+from libs.common.destinations import Destinations
 from libs.common.errors import (
     AppError,
     Conflict,
@@ -40,7 +41,6 @@ from services.ingest.domain.connector import Definition, Held, State
 from services.ingest.store.connectors import ConnectorKey, ConnectorLeases, Note
 from services.ingest.store.store import IngestStore
 from services.ingest.usecases.named_devices import NamedDevices
-from services.ingest.usecases.reach import Reach
 from services.ingest.usecases.reception import Reception
 
 log = structlog.get_logger(__name__)
@@ -83,7 +83,7 @@ class Connector:
     version: int
     devices: NamedDevices
     """The tenant's devices, by id or name."""
-    reach: Reach
+    destinations: Destinations
     """Which addresses it may connect to: ask before each connection."""
     created_at: datetime | None = None
     memory: Mapping[str, Any] = field(default_factory=dict)
@@ -124,10 +124,10 @@ class Kind:
 class Kinds:
     """The kinds of connectors there are, and how what is kept of one becomes a connector."""
 
-    def __init__(self, kinds: Sequence[Kind], sealing: Sealing, reach: Reach) -> None:
+    def __init__(self, kinds: Sequence[Kind], sealing: Sealing, destinations: Destinations) -> None:
         self._kinds = {kind.name: kind for kind in kinds}
         self._sealing = sealing
-        self._reach = reach
+        self._destinations = destinations
 
     def __iter__(self) -> Any:
         return iter(self._kinds.values())
@@ -188,7 +188,7 @@ class Kinds:
             secrets=secrets,
             version=kept.version,
             devices=devices,
-            reach=self._reach,
+            destinations=self._destinations,
             created_at=kept.created_at,
             memory=kept.memory,
             remember=remember,

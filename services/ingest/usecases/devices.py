@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from libs.common.db.acting import check_unlimited
 from libs.common.db.transactions import Transactions
 from libs.common.errors import Conflict, PreconditionFailed
 from libs.common.events.ingest import (
@@ -14,6 +15,9 @@ from libs.common.events.ingest import (
     DeviceStatusChanged,
     DeviceUpdated,
 )
+from libs.common.events.usage import UsageCounted
+from libs.common.places import whole_tenant
+from libs.common.quotas.terms import Resource
 from services.ingest.domain.credential import Credential, CredentialKind
 from services.ingest.domain.device import Device, Status
 from services.ingest.domain.presence import is_overtaken
@@ -43,7 +47,7 @@ async def register(
     Raises Conflict if the name or serial number is taken or there are `most`, NotFound if its
     profile or group is not there.
     """
-    await check_room(store, 1, most)
+    count = await check_room(store, 1, most)
     device = new_device(
         store.tenant_id, device_id, name=name, type=type, description=description, at=at, **more
     )
@@ -51,6 +55,7 @@ async def register(
     await store.devices.add(device)
     await give_token(store, device_id, token, at=at)
     say_created(store, device, path, at=at)
+    say_count(store, count, at=at)
     return device
 
 
@@ -69,21 +74,46 @@ def new_device(tenant_id: UUID, device_id: UUID, *, at: datetime, **fields: Any)
     )
 
 
-async def check_room(store: IngestStore, more: int, most: int) -> None:
-    """Raise Conflict if the tenant would have more than `most` devices, Unavailable if many come."""
+async def check_room(store: IngestStore, more: int, most: int) -> int:
+    """Return how many devices the tenant would have.
+
+    Raises Conflict if these are more than `most`, QuotaExceeded if more than its plan allows,
+    Unavailable if many come.
+    """
     await store.devices.lock()
-    if await store.devices.count() + more > most:
+    async with whole_tenant(store.session):
+        count = await store.devices.count() + more
+    if more:
+        await store.quotas.check(Resource.DEVICES, count)
+    if count > most:
         raise Conflict(f"a tenant has {most} devices at most")
+    return count
+
+
+def say_count(store: IngestStore, count: int, *, at: datetime) -> None:
+    """Say how many devices the tenant has. Lock them before."""
+    store.emit(
+        UsageCounted(
+            tenant_id=store.tenant_id,
+            at=at,
+            day=at.astimezone(UTC).date(),
+            resource=Resource.DEVICES.value,
+            how="standing",
+            amount=count,
+        )
+    )
 
 
 async def check_place(store: IngestStore, device: Device) -> tuple[UUID, ...]:
     """Return the groups a device is in, from the root down, which stay until the transaction ends.
 
-    Raises NotFound if its group or profile is not there.
+    Raises NotFound if its group or profile is not there, or the group not in the caller's reach;
+    Forbidden if it is in no group, for a caller who is limited to some.
     """
     if device.profile_id is not None:
         await store.profiles.hold(device.profile_id)
     if device.group_id is None:
+        check_unlimited("a device of yours is in one of the groups that you are limited to")
         return ()
     return (await store.groups.hold(device.group_id)).path
 
@@ -116,6 +146,7 @@ async def remove(store: IngestStore, device_id: UUID, *, at: datetime) -> None:
 
     Its name is free again; it can be restored for a while. Raises NotFound.
     """
+    await store.devices.lock()
     device = await store.devices.get(device_id, lock=True)
     await store.credentials.remove_all(device_id)
     await store.claims.remove(device_id)
@@ -131,6 +162,7 @@ async def remove(store: IngestStore, device_id: UUID, *, at: datetime) -> None:
         )
     )
     store.emit(DeviceDeleted(tenant_id=store.tenant_id, at=at, device_id=device_id))
+    say_count(store, await store.devices.count(), at=at)
 
 
 async def restore(store: IngestStore, device_id: UUID, *, most: int, at: datetime) -> Device:
@@ -141,7 +173,7 @@ async def restore(store: IngestStore, device_id: UUID, *, most: int, at: datetim
     device = await store.devices.get(device_id, lock=True, or_deleted=True)
     if device.deleted_at is None:
         raise Conflict("the device is not removed")
-    await check_room(store, 1, most)
+    count = await check_room(store, 1, most)
     device = replace(
         device,
         deleted_at=None,
@@ -153,6 +185,7 @@ async def restore(store: IngestStore, device_id: UUID, *, most: int, at: datetim
     )
     await store.devices.update(device)
     say_created(store, device, await check_place(store, device), at=at)
+    say_count(store, count, at=at)
     return device
 
 

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from libs.common.auth.guesses import Guesses
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
+from libs.common.db.acting import check_unlimited
 from libs.common.db.transactions import Transactions
 from libs.common.errors import (
     Conflict,
@@ -18,6 +19,7 @@ from libs.common.errors import (
     Unavailable,
 )
 from libs.common.events.ingest import DeviceCredentialRotated
+from libs.common.places import whole_tenant
 from services.ingest.domain.device import Device, Status
 from services.ingest.domain.provisioning import MOST_KEYS, ProvisioningKey
 from services.ingest.domain.token import hash_token
@@ -29,9 +31,11 @@ async def create(
     store: IngestStore, key_id: UUID, key: str, *, at: datetime, **fields: Any
 ) -> ProvisioningKey:
     """Make a key. Raises Conflict if the name is taken or there are too many, NotFound for its
-    profile and group.
+    profile and group, Forbidden if it has no group and the caller is limited to some.
     """
-    if await store.provisioning_keys.count() >= MOST_KEYS:
+    async with whole_tenant(store.session):
+        there = await store.provisioning_keys.count()
+    if there >= MOST_KEYS:
         raise Conflict(f"a tenant has {MOST_KEYS} provisioning keys at most")
     made = ProvisioningKey(id=key_id, devices=0, created_at=at, updated_at=at, version=1, **fields)
     await _check_place(store, made)
@@ -60,7 +64,9 @@ async def update(
 async def _check_place(store: IngestStore, key: ProvisioningKey) -> None:
     if key.profile_id is not None:
         await store.profiles.get(key.profile_id)
-    if key.group_id is not None:
+    if key.group_id is None:
+        check_unlimited("a key of yours is for one of the groups that you are limited to")
+    else:
         await store.groups.get(key.group_id)
 
 

@@ -12,9 +12,12 @@ import structlog
 
 from libs.common.bus.outcome import is_transient
 from libs.common.clock import Clock
+from libs.common.db.acting import is_limited
 from libs.common.db.transactions import Transactions
 from libs.common.errors import NotFound, Unauthenticated, Unavailable
 from libs.common.historian.point import Kind
+from libs.common.places import whole_tenant
+from libs.common.quotas.terms import Resource
 from services.ingest.domain.credential import CredentialKind, Proof, Shown
 from services.ingest.domain.device import Source
 from services.ingest.domain.token import hash_token, is_token
@@ -168,7 +171,8 @@ class Sources:
     async def of_tenant(self, tenant_id: UUID, device_id: UUID) -> Source:
         """Return a device of the tenant, for somebody who sends in its name.
 
-        Raises NotFound, also if the tenant is closed; Unavailable if that cannot be found out now.
+        Raises NotFound, also if the tenant is closed, or the device lies beyond the sender's reach;
+        Unavailable if that cannot be found out now.
         """
 
         async def look() -> Source:
@@ -178,7 +182,8 @@ class Sources:
                 return await store.devices.source(device_id, self._shards)
 
         source = self._by_device.get(device_id)
-        if source is None or source.tenant_id != tenant_id:
+        # What others know must not open what lies beyond the reach of who asks.
+        if source is None or source.tenant_id != tenant_id or is_limited():
             source = self._settle(await self._look_up(look, _itself))
         self._spoken_for[device_id] = (source, asyncio.get_running_loop().time())
         self._spoken_for.move_to_end(device_id)
@@ -380,6 +385,7 @@ class Sources:
                 }
                 if missing or learnt:
                     async with self._transactions.begin(source.tenant_id) as store:
+                        missing = await _within_plan(store, source, missing)
                         found = await store.devices.series(
                             source.device_id, source.tenant, missing, learnt
                         )
@@ -390,6 +396,19 @@ class Sources:
                     "a new metric cannot be registered now", retry_after_s=2
                 ) from error
             raise
+
+
+async def _within_plan(
+    store: IngestStore, source: Source, missing: dict[str, int]
+) -> dict[str, int]:
+    """Return as many of the missing metrics as the tenant's plan has room for."""
+    most = (await store.quotas.of(Resource.METRICS)).most if missing else None
+    if most is None:
+        return missing
+    await store.quotas.take_turn(Resource.METRICS)
+    async with whole_tenant(store.session):
+        there_are = await store.devices.count_series(source.tenant)
+    return dict(list(missing.items())[: max(0, most - there_are)])
 
 
 def _itself(found: Source | None) -> Source | None:

@@ -38,6 +38,7 @@ from services.ingest.domain.units import (
     is_known,
     is_ready,
 )
+from services.ingest.usecases.allowances import BEYOND, Allowances
 
 log = structlog.get_logger(__name__)
 
@@ -116,7 +117,10 @@ class Intake:
         registry: SeriesRegistry,
         clock: Clock,
         limits: IntakeLimits,
+        allowances: Allowances | None = None,
     ) -> None:
+        """`allowances`: what tenants may send by their plans. None: whatever they like."""
+        self._allowances = allowances
         self._publish = publish
         self._registry = registry
         self._clock = clock
@@ -161,9 +165,12 @@ class Intake:
         if source.profile is not None:
             declared.fit(source.profile, decoded)
 
-    @staticmethod
-    def knows(source: Source, points: Sequence[Point]) -> bool:
+    def knows(self, source: Source, points: Sequence[Point]) -> bool:
         """Whether all is known that `add` needs, so that it may be called without `register`."""
+        if self._allowances is not None:
+            allowance = self._allowances.known(source.tenant_id)
+            if allowance is None or not allowance.admits(len(points)):
+                return False
         series = source.series
         for metric, _, _, _, _, unit in points:
             held = series.get(metric)
@@ -173,7 +180,7 @@ class Intake:
 
     async def register(self, source: Source, decoded: Decoded) -> None:
         """Make known the series and units that the points lack; refuse those beyond the device's
-        limit, and new metrics whose name cannot be shown or whose unit nobody knows.
+        limit or the tenant's plan, and new metrics whose name cannot be shown or whose unit nobody knows.
 
         Raises Unavailable, or what is transient: then nothing was taken.
         """
@@ -188,7 +195,10 @@ class Intake:
             await self._registry.register(source, new, learnt, self._limits.most_metrics)
         over = new.keys() - source.series.keys()
         if over:
-            detail = f"a device has at most {self._limits.most_metrics} metrics"
+            detail = (
+                f"a device has at most {self._limits.most_metrics} metrics,"
+                " and its tenant as many as the plan allows"
+            )
             decoded.refused += [
                 Refusal(
                     decoded.reading_of(position),
@@ -201,6 +211,30 @@ class Intake:
                 if point.metric in over
             ]
             decoded.drop(over)
+        await self._admit(source, decoded)
+
+    def check_allowance(self, source: Source) -> None:
+        """Raise QuotaSpent if the tenant can have nothing taken now by its plan."""
+        if self._allowances is not None:
+            self._allowances.check(source.tenant_id)
+
+    async def _admit(self, source: Source, decoded: Decoded) -> None:
+        """Refuse the points that the tenant's plan does not allow, the last ones first."""
+        if self._allowances is None or decoded.is_admitted:
+            return
+        taken = await self._allowances.take(source.tenant_id, len(decoded.points))
+        decoded.is_admitted = True
+        if taken == len(decoded.points):
+            return
+        detail = "beyond what the tenant's plan allows; it can be replayed when there is more"
+        decoded.refused += [
+            Refusal(
+                decoded.reading_of(position), point.metric, BEYOND, detail, point_as_reading(point)
+            )
+            for position, point in enumerate(decoded.points)
+            if position >= taken
+        ]
+        decoded.keep([position < taken for position in range(len(decoded.points))])
 
     def add(self, source: Source, decoded: Decoded, done: Done) -> list[Refusal]:
         """Take the points of one message whose series are all known; call `done` when durable.
@@ -209,6 +243,10 @@ class Intake:
         it, including points whose kind is not their series' own. `decoded` holds the same then: as
         points what was taken, as it was taken.
         """
+        if self._allowances is not None and not decoded.is_admitted:
+            allowance = self._allowances.known(source.tenant_id)
+            if allowance is not None:
+                allowance.spend(len(decoded.points))
         batch = self._open[source.shard]
         size = len(decoded.points)
         known = source.series
@@ -403,10 +441,13 @@ async def accept(
     """Take a message in and return when it is durable, with what of it went to quarantine.
 
     Raises Unavailable if that is not known within the time given, or if the platform is full. The
-    points may be stored all the same; sent again with the same `ts` they are stored once.
+    points may be stored all the same; sent again with the same `ts` they are stored once. Raises
+    QuotaSpent if the tenant can have nothing taken now by its plan.
     """
     if intake.is_full:
         raise Unavailable("too much is under way; send again shortly", retry_after_s=1)
+    if decoded.points and not decoded.is_admitted:
+        intake.check_allowance(source)
     intake.fit(source, decoded)
     if not intake.knows(source, decoded.points):
         await intake.register(source, decoded)

@@ -26,6 +26,9 @@ async def erase(store: IngestStore, *, at: datetime) -> None:
     """
     await store.tenant.note(TenantStatus.DELETED, at)
     await erase_tenant(store, "ingest")
+    # As the groups go, their devices are noted to be elsewhere; whoever erases the historian at the
+    # same time does not see it.
+    await store.placements.forget()
     _say_shut_out(store, TenantStatus.DELETED, at)
 
 

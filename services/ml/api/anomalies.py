@@ -26,14 +26,14 @@ class AnomalyOut(Out):
     model_id: UUID
     model_version: int
     device_id: UUID
-    metric: str
+    metric: Annotated[str, Field(examples=["temperature"])]
     ts: Annotated[datetime, Field(description="When it began: the time of the first point.")]
-    value: Annotated[float, Field(description="That point's value.")]
-    expected: float
-    z: Annotated[float | None, Field(description="Typical deviations from the median; null: beyond measure.")]  # fmt: skip
-    score: Annotated[float, Field(description="0 to 1; 0.5 at the threshold.")]
-    peak_value: float
-    peak_z: float | None
+    value: Annotated[float, Field(description="That point's value.", examples=[118.4])]
+    expected: Annotated[float, Field(examples=[71.3])]
+    z: Annotated[float | None, Field(description="Typical deviations from the median; null: beyond measure.", examples=[9.2])]  # fmt: skip
+    score: Annotated[float, Field(description="0 to 1; 0.5 at the threshold.", examples=[0.93])]
+    peak_value: Annotated[float, Field(examples=[121.0])]
+    peak_z: Annotated[float | None, Field(examples=[9.8])]
     points: Annotated[int, Field(description="How many points passed the threshold, so far.")]
     ended_at: Annotated[datetime | None, Field(description="Null while it lasts.")]
     detected_at: datetime

@@ -14,7 +14,7 @@ from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
-from libs.common.http.schemas import Body, Moment, Out
+from libs.common.http.schemas import Body, Duration, Moment, Out
 from services.ml.api.deps import CanRead, CanWrite, InTransaction
 from services.ml.domain.model import Model, ModelType
 from services.ml.domain.robust_zscore import USUAL_THRESHOLD
@@ -30,8 +30,18 @@ LONGEST = timedelta(days=400)
 MOST_SCORED = 10_000
 LARGEST = 1e300
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
-Metric = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f]+$",
+        examples=["Temperature of press-7"],
+    ),
+]
+Metric = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$", examples=["temperature"])
+]
 Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 
 
@@ -41,7 +51,7 @@ class SpanBody(Body):
     start: Annotated[Moment | None, Field(alias="from")] = None
     end: Annotated[Moment | None, Field(alias="to")] = None
     last: Annotated[
-        timedelta | None,
+        Duration | None,
         Field(gt=timedelta(), le=LONGEST, description="Seconds or ISO 8601: PT24H."),
     ] = None
 
@@ -107,18 +117,22 @@ class ModelOut(Out):
     """A model. Its values are in the metric's own unit."""
 
     id: UUID
-    name: str
+    name: Annotated[str, Field(examples=["Temperature of press-7"])]
     type: ModelType
     device_id: UUID
-    metric: str
-    threshold: float
+    metric: Annotated[str, Field(examples=["temperature"])]
+    threshold: Annotated[float, Field(examples=[3.5])]
     min_points: int
     calm_points: int
-    median: float
-    mad: Annotated[float, Field(description="Median absolute deviation, not scaled.")]
-    n: Annotated[int, Field(description="From how many points it has learnt.")]
-    normal_min: float
-    normal_max: Annotated[float, Field(description="Below or above is an anomaly.")]
+    median: Annotated[float, Field(examples=[71.3])]
+    mad: Annotated[
+        float, Field(description="Median absolute deviation, not scaled.", examples=[1.9])
+    ]
+    n: Annotated[int, Field(description="From how many points it has learnt.", examples=[86400])]
+    normal_min: Annotated[float, Field(examples=[61.4])]
+    normal_max: Annotated[
+        float, Field(description="Below or above is an anomaly.", examples=[81.2])
+    ]
     version: Annotated[int, Field(description="How often it was trained.")]
     trained_from: datetime
     trained_to: datetime
@@ -130,9 +144,9 @@ class ScoreOut(Out):
     """What a model makes of a value."""
 
     ts: datetime | None
-    value: float
-    z: Annotated[float | None, Field(description="Typical deviations from the median; null: beyond measure.")]  # fmt: skip
-    score: Annotated[float, Field(description="0 to 1; 0.5 at the threshold.")]
+    value: Annotated[float, Field(examples=[118.4])]
+    z: Annotated[float | None, Field(description="Typical deviations from the median; null: beyond measure.", examples=[9.2])]  # fmt: skip
+    score: Annotated[float, Field(description="0 to 1; 0.5 at the threshold.", examples=[0.93])]
     is_anomaly: bool
 
 
@@ -141,8 +155,8 @@ class ScoresOut(Out):
 
     model_id: UUID
     version: int
-    expected: float
-    threshold: float
+    expected: Annotated[float, Field(examples=[71.3])]
+    threshold: Annotated[float, Field(examples=[3.5])]
     anomalies: Annotated[int, Field(description="How many of the items are.")]
     items: list[ScoreOut]
     next_from: Annotated[

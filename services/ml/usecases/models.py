@@ -12,6 +12,7 @@ from libs.common.errors import Conflict, Invalid, invalid
 from libs.common.events.ml import ModelChanged
 from libs.common.historian.point import Kind
 from libs.common.historian.reader import SeriesInfo, as_datetime
+from libs.common.places import whole_tenant
 from services.ml.domain.model import Model, ModelType
 from services.ml.domain.robust_zscore import RobustZScore, learn, score_of
 from services.ml.store.store import MlStore
@@ -65,7 +66,9 @@ async def create(
     or `most_models` already, Invalid if nothing can be learnt from them or there are more than
     `most`.
     """
-    if await store.models.count() >= most_models:
+    async with whole_tenant(store.session):
+        there = await store.models.count()
+    if there >= most_models:
         raise Conflict(f"a tenant has {most_models} models at most")
     series = await store.history.find(plan.device_id, plan.metric)
     model = Model(

@@ -26,7 +26,7 @@ def _erasure(request: Request) -> Erasure:
 
 InTransaction = Annotated[RetentionStore, Depends(transaction, scope="function")]
 CanRead = Annotated[Principal, Depends(Permission("retention:read"))]
-CanWrite = Annotated[Principal, Depends(Permission("retention:write"))]
+CanWrite = Annotated[Principal, Depends(Permission("retention:write", of_whole_tenant=True))]
 SeenVersion = Annotated[int | None, Depends(_seen_version)]
 """The header If-Match, as a version."""
 Erasing = Annotated[Erasure, Depends(_erasure)]

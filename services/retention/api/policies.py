@@ -69,7 +69,7 @@ class PolicyOut(Out):
     id: UUID
     data_type: DataType
     keep: Annotated[str, Field(description="ISO 8601.", examples=["P90D"])]
-    keep_days: int
+    keep_days: Annotated[int, Field(examples=[90])]
     is_enforced: Annotated[
         bool, Field(description="False: the policy is kept, but nothing is erased by it yet.")
     ]

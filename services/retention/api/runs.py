@@ -29,10 +29,10 @@ class ErasedRowsOut(Out):
 
     tenant_id: UUID
     data_type: DataType
-    keep_days: int
+    keep_days: Annotated[int, Field(examples=[90])]
     policy_id: Annotated[UUID | None, Field(description="Null: the installation's default.")]
     before: Annotated[datetime, Field(description="Older points have had their time.")]
-    rows: int
+    rows: Annotated[int, Field(examples=[125000])]
     complete: Annotated[
         bool, Field(description="False: there are more; the next run goes on from here.")
     ]
@@ -42,8 +42,8 @@ class ErasedDayOut(Out):
     """A day (UTC) of all tenants that goes as a whole."""
 
     day: date
-    rows: Annotated[int, Field(description="An estimate.")]
-    bytes: int
+    rows: Annotated[int, Field(description="An estimate.", examples=[125000])]
+    bytes: Annotated[int, Field(examples=[11750000])]
     busy: Annotated[bool, Field(description="It was being read and stays until the next run.")]
 
 

@@ -13,7 +13,7 @@ from libs.common.http.doors import Now
 from libs.common.http.idempotency import IdempotentRoute
 from libs.common.http.pages import Cursor, Limit, Page, decode_cursor, encode_cursor
 from libs.common.http.problems import problems
-from libs.common.http.schemas import Body, Out
+from libs.common.http.schemas import Body, Duration, Out
 from libs.common.severity import Severity
 from services.rules.api.deps import CanRead, CanWrite, InTransaction
 from services.rules.domain.rule import Definition, Kind, Rule
@@ -26,8 +26,13 @@ LONGEST_HOLD = timedelta(days=30)
 LARGEST = 1e300
 """Far beyond any quantity, and small enough that a difference of two is still a number."""
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
-Metric = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$", examples=["Press too hot"]),
+]
+Metric = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$", examples=["temperature"])
+]
 
 
 def _bool_as_number(value: object) -> object:
@@ -46,10 +51,13 @@ class ConditionBody(Body):
     """When a threshold rule trips, and when it clears."""
 
     operator: Operator
-    value: Number
+    value: Annotated[Number, Field(examples=[90])]
     clear_value: Annotated[
         Number | None,
-        Field(description="It clears only when this is passed too; where it trips if left out."),
+        Field(
+            description="It clears only when this is passed too; where it trips if left out.",
+            examples=[85],
+        ),
     ] = None
 
 
@@ -62,7 +70,7 @@ class RuleBody(Body):
     metric: Metric
     condition: ConditionBody
     hold: Annotated[
-        timedelta,
+        Duration,
         Field(
             alias="for",
             ge=timedelta(),
@@ -94,8 +102,8 @@ class ConditionOut(Out):
     """When a threshold rule trips, and when it clears."""
 
     operator: Operator
-    value: float
-    clear_value: float | None
+    value: Annotated[float, Field(examples=[90])]
+    clear_value: Annotated[float | None, Field(examples=[85])]
 
 
 class RuleOut(Out):
@@ -104,12 +112,12 @@ class RuleOut(Out):
     model_config = ConfigDict(populate_by_name=True)
 
     id: UUID
-    name: str
+    name: Annotated[str, Field(examples=["Press too hot"])]
     type: Kind
     device_id: UUID
-    metric: str
+    metric: Annotated[str, Field(examples=["temperature"])]
     condition: ConditionOut
-    hold_s: Annotated[float, Field(alias="for", description="In seconds.")]
+    hold_s: Annotated[float, Field(alias="for", description="In seconds.", examples=[30])]
     severity: Severity
     enabled: bool
     version: int
@@ -127,7 +135,7 @@ IfMatch = Annotated[
 ]
 
 
-@router.post("", status_code=201, responses=problems(Invalid, Conflict))
+@router.post("", status_code=201, responses=problems(Invalid, Conflict, NotFound))
 async def create_rule(
     request: Request, body: RuleBody, who: CanWrite, store: InTransaction, now: Now
 ) -> RuleOut:

@@ -1,12 +1,15 @@
 """What people do with rules; and what becomes of those whose device or tenant is no more."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from libs.common.db.erasure import erase_tenant
 from libs.common.errors import Conflict, PreconditionFailed
 from libs.common.events.rules import RuleChanged
+from libs.common.events.usage import UsageCounted
+from libs.common.places import check_in_reach, whole_tenant
+from libs.common.quotas.terms import Resource
 from services.rules.domain.rule import Definition, Rule
 from services.rules.store.store import RulesStore
 from services.rules.usecases.events import rule_cleared
@@ -21,9 +24,19 @@ async def create(
     most: int,
     now: datetime,
 ) -> Rule:
-    """Make a rule. Raises Invalid if its parts do not go together, Conflict if there are `most`."""
+    """Make a rule.
+
+    Raises Invalid if its parts do not go together, Conflict if there are `most`, QuotaExceeded if
+    there are as many as the tenant's plan allows, NotFound if its device lies beyond the caller's
+    reach.
+    """
     definition.check()
-    if await store.rules.count() >= most:
+    await check_in_reach(store.session, store.tenant_id, definition.device_id)
+    await store.quotas.take_turn(Resource.RULES)
+    async with whole_tenant(store.session):
+        count = await store.rules.count() + 1
+    await store.quotas.check(Resource.RULES, count)
+    if count > most:
         raise Conflict(f"a tenant has {most} rules at most")
     rule = Rule(
         tenant_id=store.tenant_id,
@@ -36,6 +49,7 @@ async def create(
     )
     await store.rules.add(rule)
     _say_changed(store, rule, "created", now)
+    _say_count(store, count, now)
     return rule
 
 
@@ -54,6 +68,7 @@ async def redefine(
     Raises NotFound, Invalid, and PreconditionFailed if `version` is given and not the present one.
     """
     definition.check()
+    await check_in_reach(store.session, store.tenant_id, definition.device_id)
     rule = await store.rules.get(rule_id, lock=True)
     _check_version(rule, version)
     changed = rule.redefined(
@@ -100,15 +115,21 @@ async def disable(store: RulesStore, rule_id: UUID, *, now: datetime) -> Rule:
 
 async def delete(store: RulesStore, rule_id: UUID, *, version: int | None, now: datetime) -> None:
     """Remove a rule and clear its firings. Raises NotFound and PreconditionFailed as `redefine`."""
+    await store.quotas.take_turn(Resource.RULES)
     rule = await store.rules.get(rule_id, lock=True)
     _check_version(rule, version)
     await _remove(store, rule, "rule_deleted", now)
+    _say_count(store, await store.rules.count(), now)
 
 
 async def drop_device(store: RulesStore, device_id: UUID, *, now: datetime) -> None:
     """Remove the rules of a device that is no more, and clear their firings."""
-    for rule in await store.rules.of_device(device_id):
+    await store.quotas.take_turn(Resource.RULES)
+    rules = await store.rules.of_device(device_id)
+    for rule in rules:
         await _remove(store, rule, "device_deleted", now)
+    if rules:
+        _say_count(store, await store.rules.count(), now)
 
 
 async def drop_tenant(store: RulesStore, *, now: datetime) -> None:
@@ -134,6 +155,19 @@ async def _end_firings(store: RulesStore, rule: Rule, reason: str, now: datetime
         store.emit(
             rule_cleared(rule, device_id, fired_at, reason=reason, ts=now, value=None, at=now)
         )
+
+
+def _say_count(store: RulesStore, count: int, now: datetime) -> None:
+    store.emit(
+        UsageCounted(
+            tenant_id=store.tenant_id,
+            at=now,
+            day=now.astimezone(UTC).date(),
+            resource=Resource.RULES.value,
+            how="standing",
+            amount=count,
+        )
+    )
 
 
 def _say_changed(store: RulesStore, rule: Rule, change: str, now: datetime) -> None:

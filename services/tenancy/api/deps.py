@@ -12,16 +12,30 @@ from libs.common.db.transactions import Transactions
 from libs.common.errors import Forbidden
 from libs.common.http.doors import Now, transaction
 from libs.common.http.idempotency import claim_key
+from libs.common.refusals import Refusals
+from libs.common.sealing import Sealing
 from services.tenancy.adapters.passwords import Passwords
 from services.tenancy.domain.invitation import Invitation, new_invitation
+from services.tenancy.domain.password import PasswordPolicy
 from services.tenancy.store.accounts import Accounts
+from services.tenancy.store.api_keys import ApiKeyHolders
+from services.tenancy.store.requests import AccountRequests
 from services.tenancy.store.store import TenancyStore
+from services.tenancy.usecases.factors import SecondFactors
 
 CanReadUsers = Annotated[Principal, Depends(Permission("users:read"))]
 CanWriteUsers = Annotated[Principal, Depends(Permission("users:write"))]
 CanReadRoles = Annotated[Principal, Depends(Permission("roles:read"))]
-CanWriteRoles = Annotated[Principal, Depends(Permission("roles:write"))]
+CanWriteRoles = Annotated[Principal, Depends(Permission("roles:write", of_whole_tenant=True))]
+CanReadApiKeys = Annotated[Principal, Depends(Permission("api_keys:read"))]
+CanWriteApiKeys = Annotated[Principal, Depends(Permission("api_keys:write"))]
+CanReadIdentityProviders = Annotated[Principal, Depends(Permission("identity_providers:read"))]
+CanWriteIdentityProviders = Annotated[
+    Principal, Depends(Permission("identity_providers:write", of_whole_tenant=True))
+]
+CanWriteTenants = Annotated[Principal, Depends(Permission("tenants:write", of_whole_tenant=True))]
 CanReadTenants = Annotated[Principal, Depends(Permission("tenants:read"))]
+CanReadAudit = Annotated[Principal, Depends(Permission("audit:read", of_whole_tenant=True))]
 IsPlatformAdmin = Annotated[Principal, Depends(PlatformAdmin())]
 
 
@@ -37,6 +51,17 @@ class Internal:
         return who
 
 
+class OfTenant:
+    """Lets everyone pass who comes in for a tenant, whatever they may do there."""
+
+    permission = "tenant:member"
+
+    async def __call__(self, who: Annotated[Principal, Depends(principal)]) -> Principal:
+        """Return the caller. Raises Unauthenticated."""
+        return who
+
+
+IsOfTenant = Annotated[Principal, Depends(OfTenant())]
 IsGateway = Annotated[Principal, Depends(Internal())]
 
 
@@ -80,9 +105,39 @@ def _accounts(request: Request) -> Accounts:
     return accounts
 
 
+def _api_key_holders(request: Request) -> ApiKeyHolders:
+    holders: ApiKeyHolders = request.app.state.api_key_holders
+    return holders
+
+
+def _refusals(request: Request) -> Refusals:
+    refusals: Refusals = request.app.state.refusals
+    return refusals
+
+
 def _passwords(request: Request) -> Passwords:
     passwords: Passwords = request.app.state.passwords
     return passwords
+
+
+def _sealing(request: Request) -> Sealing:
+    sealing: Sealing = request.app.state.identity_provider_sealing
+    return sealing
+
+
+def _policy(request: Request) -> PasswordPolicy:
+    policy: PasswordPolicy = request.app.state.password_policy
+    return policy
+
+
+def _requests(request: Request) -> AccountRequests:
+    requests: AccountRequests = request.app.state.account_requests
+    return requests
+
+
+def _factors(request: Request) -> SecondFactors:
+    factors: SecondFactors = request.app.state.factors
+    return factors
 
 
 def _seen_version(
@@ -111,7 +166,15 @@ AllTransactions = Annotated[Transactions[TenancyStore], Depends(_transactions)]
 NewInvitation = Annotated[Invitation, Depends(_invitation)]
 """An invitation that nobody has yet."""
 
+AllRefusals = Annotated[Refusals, Depends(_refusals)]
 AllAccounts = Annotated[Accounts, Depends(_accounts)]
+AllApiKeys = Annotated[ApiKeyHolders, Depends(_api_key_holders)]
+TheSealing = Annotated[Sealing, Depends(_sealing)]
+"""What seals the secrets of identity providers."""
+
+AllFactors = Annotated[SecondFactors, Depends(_factors)]
 PasswordHashing = Annotated[Passwords, Depends(_passwords)]
+PasswordRules = Annotated[PasswordPolicy, Depends(_policy)]
+AllRequests = Annotated[AccountRequests, Depends(_requests)]
 SeenVersion = Annotated[int | None, Depends(_seen_version)]
 """The header If-Match, as a version."""

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
+from libs.common.auth.operations import needing
 from libs.common.auth.roles import PERMISSIONS
 from libs.common.errors import Conflict, Forbidden, NotFound
 from libs.common.http.doors import Now
@@ -27,8 +28,15 @@ Patterns = Annotated[
 class RoleChange(Body):
     """What a role is to be."""
 
-    description: Annotated[str, Field(max_length=1000)] = ""
+    description: Annotated[str, Field(max_length=1000, examples=["Answers alerts at night."])] = ""
     permissions: Patterns
+
+
+class RoleAmendment(Body):
+    """What is to change of a role; what is left out stays."""
+
+    description: Annotated[str, Field(max_length=1000)] | None = None
+    permissions: Patterns | None = None
 
 
 class RoleIn(RoleChange):
@@ -40,24 +48,39 @@ class RoleIn(RoleChange):
 class RoleOut(Out):
     """A role. A built-in one is the same in every tenant and cannot be changed."""
 
-    name: str
-    description: str
-    permissions: list[str]
+    name: Annotated[str, Field(examples=["night-shift"])]
+    description: Annotated[str, Field(examples=["Answers alerts at night."])]
+    permissions: Annotated[list[str], Field(examples=[["alerts:*", "devices:read"]])]
     is_built_in: bool
 
 
-class PermissionOut(Out):
-    """A permission, and what it lets one do."""
+class OperationOut(Out):
+    """An operation of the API, by the template of its path."""
 
-    name: str
-    description: str
+    method: Annotated[str, Field(examples=["POST"])]
+    path: Annotated[str, Field(examples=["/api/v1/alerts/{alert_id}/acknowledge"])]
+
+
+class PermissionOut(Out):
+    """A permission, what it lets one do, and the operations that need it."""
+
+    name: Annotated[str, Field(examples=["alerts:acknowledge"])]
+    description: Annotated[str, Field(examples=["Take ownership of an alert; add notes."])]
+    operations: list[OperationOut]
 
 
 @router.get("/permissions")
 async def list_permissions(who: CanReadRoles) -> Page[PermissionOut]:
     """List every permission that a role may hold. All come on one page."""
     return Page(
-        items=[PermissionOut(name=name, description=does) for name, does in PERMISSIONS.items()],
+        items=[
+            PermissionOut(
+                name=name,
+                description=does,
+                operations=[OperationOut.model_validate(o) for o in needing(name)],
+            )
+            for name, does in PERMISSIONS.items()
+        ],
         next_cursor=None,
     )
 
@@ -91,6 +114,26 @@ async def change_role(
     return RoleOut.model_validate(role)
 
 
+@router.patch("/roles/{name}", responses=problems(NotFound, Conflict, Forbidden))
+async def amend_role(
+    name: Annotated[str, Path(max_length=64)],
+    body: RoleAmendment,
+    who: CanWriteRoles,
+    store: InTransaction,
+    now: Now,
+) -> RoleOut:
+    """Change what is given of one of the tenant's own roles, for all who have it."""
+    role = await usecases.amend(
+        store,
+        name,
+        description=body.description,
+        permissions=None if body.permissions is None else _distinct(body.permissions),
+        held=who.permissions,
+        at=now,
+    )
+    return RoleOut.model_validate(role)
+
+
 @router.delete("/roles/{name}", status_code=204, responses=problems(NotFound, Conflict, Forbidden))
 async def remove_role(
     name: Annotated[str, Path(max_length=64)],
@@ -104,5 +147,8 @@ async def remove_role(
 
 
 def _role(name: str, body: RoleChange) -> Role:
-    permissions = tuple(dict.fromkeys(body.permissions))
-    return Role(name, body.description, permissions, is_built_in=False)
+    return Role(name, body.description, _distinct(body.permissions), is_built_in=False)
+
+
+def _distinct(patterns: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(patterns))

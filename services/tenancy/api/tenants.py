@@ -1,11 +1,11 @@
 """Tenants: opened and closed by the platform's admins, seen by their own users."""
 
-from datetime import datetime
-from typing import Annotated
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from libs.common.email import normalise_email
@@ -25,6 +25,7 @@ from services.tenancy.api.deps import (
     NewInvitation,
     SeenVersion,
 )
+from services.tenancy.api.plans import PlanName, QuotasIn, read_quotas
 from services.tenancy.api.schemas import Email, InvitedUserOut, Name, invited_out
 from services.tenancy.domain.tenant import TenantStatus
 from services.tenancy.usecases import tenants as usecases
@@ -47,22 +48,45 @@ class TenantIn(Body):
     name: Name
     admin: FirstAdmin | None = None
     """Absent: to be invited later."""
+    plan: PlanName | None = None
+    """Absent: the installation's default, TENANCY_DEFAULT_PLAN."""
+    quotas: QuotasIn = Field(default_factory=dict)
+    """What differs from the plan."""
 
 
 class TenantChange(Body):
     """What is to change of a tenant; what is left out stays."""
 
     name: Name | None = None
-    status: TenantStatus | None = None
+    plan: PlanName | None = None
+    status: Literal[TenantStatus.ACTIVE, TenantStatus.SUSPENDED] | None = None
+
+
+class TenantReplacement(Body):
+    """All that may be set of a tenant."""
+
+    name: Name
+    plan: PlanName
+
+
+class Reason(Body):
+    """Why something is done to a tenant."""
+
+    reason: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
 
 
 class TenantOut(Out):
     """A tenant."""
 
     id: UUID
-    slug: str
-    name: str
+    slug: Annotated[str, Field(examples=["acme-steel"])]
+    name: Annotated[str, Field(examples=["Acme Steel"])]
     status: TenantStatus
+    status_reason: Annotated[str, Field(examples=[""])]
+    """Why it is suspended or closing."""
+    erased_from: datetime | None
+    """Of one that is closing: when it is erased."""
+    plan: Annotated[str, Field(examples=["standard"])]
     created_at: datetime
     updated_at: datetime
     version: int
@@ -80,8 +104,9 @@ class _Position(msgspec.Struct):
     id: UUID
 
 
-@router.post("", status_code=201, responses=problems(Conflict))
+@router.post("", status_code=201, responses=problems(NotFound, Conflict))
 async def create_tenant(
+    request: Request,
     body: TenantIn,
     who: IsPlatformAdmin,
     store: InNewTenant,
@@ -89,7 +114,14 @@ async def create_tenant(
     now: Now,
 ) -> NewTenantOut:
     """Open a tenant, and invite its first administrator if one is given."""
-    tenant = await usecases.create(store, slug=body.slug, name=body.name, at=now)
+    tenant = await usecases.create(
+        store,
+        slug=body.slug,
+        name=body.name,
+        plan=body.plan or request.app.state.settings.default_plan,
+        own_quotas=read_quotas(body.quotas),
+        at=now,
+    )
     invited = None
     if body.admin:
         email = normalise_email(body.admin.email, "#/admin/email")
@@ -148,11 +180,12 @@ async def change_tenant(
     version: SeenVersion,
     now: Now,
 ) -> TenantOut:
-    """Rename a tenant, suspend it (nobody enters any more) or reinstate it."""
+    """Rename a tenant, give it another plan, suspend it (nobody enters any more) or reinstate it."""
     tenant = await usecases.update(
         store,
         tenant_id,
         name=body.name,
+        plan=body.plan,
         status=body.status,
         version=version,
         from_tenant=who.tenant_id,
@@ -161,10 +194,84 @@ async def change_tenant(
     return TenantOut.model_validate(tenant)
 
 
+@router.put("/{tenant_id}", responses=problems(NotFound, PreconditionFailed))
+async def replace_tenant(
+    tenant_id: UUID,
+    body: TenantReplacement,
+    who: IsPlatformAdmin,
+    store: InTenantOfPath,
+    version: SeenVersion,
+    now: Now,
+) -> TenantOut:
+    """Set all that may be set of a tenant."""
+    tenant = await usecases.update(
+        store,
+        tenant_id,
+        name=body.name,
+        plan=body.plan,
+        version=version,
+        from_tenant=who.tenant_id,
+        at=now,
+    )
+    return TenantOut.model_validate(tenant)
+
+
+@router.post("/{tenant_id}/suspend", responses=problems(NotFound, Conflict))
+async def suspend_tenant(
+    tenant_id: UUID,
+    who: IsPlatformAdmin,
+    store: InTenantOfPath,
+    now: Now,
+    body: Reason | None = None,
+) -> TenantOut:
+    """Let nobody and no device in any more, until the tenant is resumed. All it has stays."""
+    tenant = await usecases.suspend(
+        store,
+        tenant_id,
+        reason=body.reason if body else "",
+        from_tenant=who.tenant_id,
+        at=now,
+    )
+    return TenantOut.model_validate(tenant)
+
+
+@router.post("/{tenant_id}/resume", responses=problems(NotFound))
+async def resume_tenant(
+    tenant_id: UUID, who: IsPlatformAdmin, store: InTenantOfPath, now: Now
+) -> TenantOut:
+    """Let a tenant in again that was suspended, or that is closing and not erased yet."""
+    return TenantOut.model_validate(await usecases.resume(store, tenant_id, at=now))
+
+
 @router.delete("/{tenant_id}", status_code=204, responses=problems(NotFound, Conflict))
 async def remove_tenant(
-    tenant_id: UUID, who: IsPlatformAdmin, store: InTenantOfPath, now: Now
+    request: Request,
+    tenant_id: UUID,
+    who: IsPlatformAdmin,
+    store: InTenantOfPath,
+    now: Now,
+    grace: Annotated[
+        timedelta | None,
+        Query(
+            ge=timedelta(),
+            le=timedelta(days=3650),
+            description="How long it can be taken back, as an ISO 8601 duration."
+            " Absent: TENANCY_ERASURE_GRACE. PT0S: it is erased at once, and must be suspended before.",
+            examples=["P30D"],
+        ),
+    ] = None,
+    reason: Annotated[str, Query(max_length=1000, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    """Remove a suspended tenant and, with time, all it has. This cannot be undone."""
-    await usecases.remove(store, tenant_id, at=now)
+    """Close a tenant: nobody enters, and when the grace is over it and all it has are erased.
+
+    Until then `POST /api/v1/tenants/{tenant_id}/resume` takes it back.
+    """
+    await usecases.close(
+        store,
+        tenant_id,
+        reason=reason,
+        grace=request.app.state.settings.erasure_grace if grace is None else grace,
+        from_tenant=who.tenant_id,
+        at=now,
+    )
     return Response(status_code=204)

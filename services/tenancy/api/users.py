@@ -1,11 +1,11 @@
 """Users, as the members of the caller's tenant."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from libs.common.email import normalise_email
 from libs.common.errors import Conflict, Forbidden, Malformed, NotFound, PreconditionFailed
@@ -16,6 +16,7 @@ from libs.common.http.problems import problems
 from libs.common.http.schemas import Body
 from services.tenancy.api.deps import (
     AllAccounts,
+    AllFactors,
     CanReadUsers,
     CanWriteUsers,
     InTransaction,
@@ -24,6 +25,7 @@ from services.tenancy.api.deps import (
     SeenVersion,
 )
 from services.tenancy.api.schemas import (
+    DeviceGroups,
     Email,
     InvitedUserOut,
     Name,
@@ -32,6 +34,7 @@ from services.tenancy.api.schemas import (
     invited_out,
 )
 from services.tenancy.domain.member import MemberStatus
+from services.tenancy.domain.reach import Groups
 from services.tenancy.usecases import users as usecases
 
 router = APIRouter(prefix="/api/v1/users", tags=["users"], route_class=IdempotentRoute)
@@ -43,6 +46,7 @@ class UserIn(Body):
     email: Email
     name: Name
     roles: RoleNames
+    device_groups: DeviceGroups = None
 
 
 class UserChange(Body):
@@ -51,6 +55,28 @@ class UserChange(Body):
     name: Name | None = None
     roles: RoleNames | None = None
     status: Literal[MemberStatus.ACTIVE, MemberStatus.DISABLED] | None = None
+    device_groups: DeviceGroups = None
+
+
+class UserReplacement(Body):
+    """All that a tenant says of a user. Device groups that are left out stay: they are a limit."""
+
+    name: Name
+    roles: RoleNames
+    status: Literal[MemberStatus.ACTIVE, MemberStatus.DISABLED]
+    device_groups: DeviceGroups = None
+
+
+class Assignment(Body):
+    """Roles to give, besides those the user has."""
+
+    roles: RoleNames
+
+
+def _groups(body: UserChange | UserReplacement) -> Groups | Literal["as before"]:
+    if "device_groups" not in body.model_fields_set:
+        return "as before"
+    return None if body.device_groups is None else frozenset(body.device_groups)
 
 
 class _Position(msgspec.Struct):
@@ -70,7 +96,9 @@ async def invite_user(
         email=normalise_email(body.email),
         name=body.name,
         roles=body.roles,
+        device_groups=None if body.device_groups is None else frozenset(body.device_groups),
         held=who.permissions,
+        within=who.groups,
         at=now,
     )
     return invited_out(member, invitation)
@@ -85,18 +113,28 @@ async def invite_user_again(
     user_id: UUID, who: CanWriteUsers, store: InTransaction, invitation: NewInvitation, now: Now
 ) -> InvitedUserOut:
     """Make a new invitation for someone who has not accepted theirs; the old one is void."""
-    member = await usecases.invite_again(store, user_id, invitation, held=who.permissions, at=now)
+    member = await usecases.invite_again(
+        store, user_id, invitation, held=who.permissions, within=who.groups, at=now
+    )
     return invited_out(member, invitation)
 
 
 @router.get("", responses=problems(Malformed))
 async def list_users(
-    who: CanReadUsers, store: InTransaction, limit: Limit, cursor: Cursor
+    who: CanReadUsers,
+    store: InTransaction,
+    limit: Limit,
+    cursor: Cursor,
+    q: Annotated[
+        str | None, Query(max_length=128, description="A part of the name or the address.")
+    ] = None,
+    role: Annotated[str | None, Query(max_length=64, description="Who has this role.")] = None,
+    status: MemberStatus | None = None,
 ) -> Page[UserOut]:
-    """List the tenant's users, in the order they were invited."""
+    """List the tenant's users, in the order they were invited: all, or those that are asked for."""
     position = decode_cursor(cursor, _Position) if cursor else None
     after = (position.created_at, position.id) if position else None
-    members = await store.members.page(limit + 1, after)
+    members = await store.members.page(limit + 1, after, text=q, role=role, status=status)
     more, members = len(members) > limit, members[:limit]
     return Page(
         items=[UserOut.model_validate(member) for member in members],
@@ -121,18 +159,71 @@ async def change_user(
     version: SeenVersion,
     now: Now,
 ) -> UserOut:
-    """Change a user's name or roles in this tenant, or whether they may enter it."""
+    """Change a user's name, roles or devices in this tenant, or whether they may enter it."""
     member = await usecases.update(
         store,
         user_id,
         name=body.name,
         roles=body.roles,
         status=body.status,
+        device_groups=_groups(body),
         version=version,
         held=who.permissions,
+        within=who.groups,
         at=now,
     )
     return UserOut.model_validate(member)
+
+
+@router.put("/{user_id}", responses=problems(NotFound, Conflict, Forbidden, PreconditionFailed))
+async def replace_user(
+    user_id: UUID,
+    body: UserReplacement,
+    who: CanWriteUsers,
+    store: InTransaction,
+    version: SeenVersion,
+    now: Now,
+) -> UserOut:
+    """Say anew all that this tenant says of a user: name, roles, and whether they may enter."""
+    member = await usecases.update(
+        store,
+        user_id,
+        name=body.name,
+        roles=body.roles,
+        status=body.status,
+        device_groups=_groups(body),
+        version=version,
+        held=who.permissions,
+        within=who.groups,
+        at=now,
+    )
+    return UserOut.model_validate(member)
+
+
+@router.post("/{user_id}/roles", responses=problems(NotFound, Conflict, Forbidden))
+async def assign_roles(
+    user_id: UUID, body: Assignment, who: CanWriteUsers, store: InTransaction, now: Now
+) -> UserOut:
+    """Give a user roles besides those they have."""
+    member = await usecases.assign(
+        store, user_id, body.roles, held=who.permissions, within=who.groups, at=now
+    )
+    return UserOut.model_validate(member)
+
+
+@router.delete(
+    "/{user_id}/roles/{role}", status_code=204, responses=problems(NotFound, Conflict, Forbidden)
+)
+async def unassign_role(
+    user_id: UUID,
+    role: Annotated[str, Path(max_length=64)],
+    who: CanWriteUsers,
+    store: InTransaction,
+    now: Now,
+) -> Response:
+    """Take a role from a user, who keeps one at least."""
+    await usecases.unassign(store, user_id, role, held=who.permissions, within=who.groups, at=now)
+    return Response(status_code=204)
 
 
 @router.delete("/{user_id}", status_code=204, responses=problems(NotFound, Conflict, Forbidden))
@@ -140,7 +231,7 @@ async def remove_user(
     user_id: UUID, who: CanWriteUsers, store: InTransaction, now: Now
 ) -> Response:
     """Let a user leave the tenant, or void their invitation; who belongs to no other is forgotten."""
-    await usecases.remove(store, user_id, held=who.permissions, at=now)
+    await usecases.remove(store, user_id, held=who.permissions, within=who.groups, at=now)
     return Response(status_code=204)
 
 
@@ -161,4 +252,13 @@ async def reinstate_user(
 ) -> Response:
     """Let a suspended user in again."""
     await usecases.reinstate(store, await accounts.get(user_id), at=now)
+    return Response(status_code=204)
+
+
+@router.delete("/{user_id}/factors", status_code=204, responses=problems(NotFound))
+async def reset_factors(
+    user_id: UUID, who: IsPlatformAdmin, factors: AllFactors, now: Now
+) -> Response:
+    """Take away all second factors of a user who has lost them; they enrol anew where one is asked for."""
+    await factors.reset(user_id, now=now)
     return Response(status_code=204)

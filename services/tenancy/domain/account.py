@@ -6,8 +6,11 @@ from datetime import datetime
 from uuid import UUID
 
 from services.tenancy.domain.member import MemberStatus
+from services.tenancy.domain.reach import Groups
 from services.tenancy.domain.role import permissions_of
+from services.tenancy.domain.second_factor import NO_TERMS, Terms
 from services.tenancy.domain.tenant import TenantStatus
+from services.tenancy.domain.token import TokenPurpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,20 @@ class Membership:
     tenant_slug: str
     tenant_name: str
     tenant_status: TenantStatus
+    tenant_plan: str
     name: str
     """What the tenant calls the user."""
     status: MemberStatus
     roles: tuple[str, ...]
     own_roles: Mapping[str, tuple[str, ...]]
     """What those of the roles permit that the tenant made for itself."""
+    device_groups: Groups = None
+    """The groups of devices that they are limited to, with all below them; None: all devices."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the user is called there, and what the tenant is."""
+        return (self.name, self.tenant_slug, self.tenant_name)
 
     @property
     def is_open(self) -> bool:
@@ -44,12 +55,21 @@ class Account:
     email: str
     is_platform_admin: bool
     is_suspended: bool
+    is_verified: bool
+    """Whether it was proved that the user reads what is sent to the address."""
     memberships: tuple[Membership, ...]
+    terms: Terms = NO_TERMS
+    """What a login of theirs takes beyond the first factor."""
 
     @property
     def open_memberships(self) -> tuple[Membership, ...]:
         """The tenants they may enter now."""
         return tuple(m for m in self.memberships if m.is_open)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """What the user is called, and where: none of it belongs into a password."""
+        return (self.email, *(n for m in self.memberships for n in m.names))
 
     @property
     def may_log_in(self) -> bool:
@@ -63,6 +83,12 @@ class Identity:
 
     user_id: UUID
     password_hash: str | None = field(repr=False)
+    is_verified: bool
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether who chose the password has proved the address: nobody else takes the account over."""
+        return self.is_verified and self.password_hash is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +103,26 @@ class Invited:
     email: str
     password_hash: str | None = field(repr=False)
     expires_at: datetime
+    is_mailed: bool
+    """Whether this is the token that went to the address: who has it reads what is sent there."""
+    is_verified: bool
+    """Whether that was proved before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Who has joined which tenant."""
+
+    tenant_id: UUID
+    user_id: UUID
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHolder:
+    """Whose a token is that went to their address, and what it is good for."""
+
+    user_id: UUID
+    purpose: TokenPurpose
+    expires_at: datetime
+    password_hash: str | None = field(repr=False)

@@ -6,12 +6,10 @@ SHA-256 is enough to keep of it.
 """
 
 import hashlib
-import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-PREFIX = "iioti_"
-"""So that a token found in a log or a repository is known for what it is."""
+from services.tenancy.domain.token import Prefix, new_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Invitation:
 
 def new_invitation(*, lifetime: timedelta, at: datetime) -> Invitation:
     """Return an invitation that is good from now on, for as long as it lasts."""
-    return Invitation(PREFIX + secrets.token_urlsafe(32), at + lifetime)
+    return Invitation(new_token(Prefix.INVITATION), at + lifetime)
 
 
 def hash_token(token: str) -> bytes:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from libs.common.auth.roles import ADMIN
+from services.tenancy.domain.reach import Groups
 
 
 class MemberStatus(StrEnum):
@@ -33,8 +34,14 @@ class Member:
     created_at: datetime
     updated_at: datetime
     version: int
+    device_groups: Groups = None
+    """The groups of devices that they are limited to, with all below them; None: all devices."""
 
     @property
     def is_administrator(self) -> bool:
-        """Whether they can administer the tenant now."""
-        return self.status is MemberStatus.ACTIVE and ADMIN in self.roles
+        """Whether they can administer all of the tenant now."""
+        return (
+            self.status is MemberStatus.ACTIVE
+            and ADMIN in self.roles
+            and self.device_groups is None
+        )

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Select, func, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from libs.common.auth.roles import ADMIN
 from libs.common.errors import Conflict, NotFound
 from services.tenancy.domain.member import Member, MemberStatus
+from services.tenancy.domain.reach import Groups
 from services.tenancy.store.tables import MembershipRow, UserRow
 
 
@@ -32,6 +33,7 @@ class Members:
             created_at=member.created_at,
             updated_at=member.updated_at,
             version=member.version,
+            device_groups=_kept(member.device_groups),
         )
         try:
             async with self._session.begin_nested():
@@ -56,19 +58,46 @@ class Members:
         ).one_or_none()
         return None if found is None else _to_member(*found)
 
-    async def page(self, limit: int, after: tuple[datetime, UUID] | None) -> list[Member]:
-        """Return up to `limit` members, oldest first, after the given (created_at, id)."""
+    async def page(
+        self,
+        limit: int,
+        after: tuple[datetime, UUID] | None,
+        *,
+        text: str | None = None,
+        role: str | None = None,
+        status: MemberStatus | None = None,
+    ) -> list[Member]:
+        """Return up to `limit` members, oldest first, after the given (created_at, id).
+
+        Those alone who have `text` in name or address, a role, or a status, where these are given.
+        """
         query = (
             self._members().order_by(MembershipRow.created_at, MembershipRow.user_id).limit(limit)
         )
         if after is not None:
             query = query.where(tuple_(MembershipRow.created_at, MembershipRow.user_id) > after)
+        if text:
+            query = query.where(
+                or_(
+                    MembershipRow.name.icontains(text, autoescape=True),
+                    UserRow.email.icontains(text, autoescape=True),
+                )
+            )
+        if role is not None:
+            query = query.where(MembershipRow.roles.contains([role]))
+        if status is not None:
+            query = query.where(MembershipRow.status == status)
         return [_to_member(*found) for found in await self._session.execute(query)]
 
     async def ids(self) -> Sequence[UUID]:
         """Return all members' user ids."""
         query = select(MembershipRow.user_id).where(MembershipRow.tenant_id == self._tenant_id)
         return (await self._session.scalars(query)).all()
+
+    async def count(self) -> int:
+        """Return how many members there are, invited ones too."""
+        query = select(func.count()).where(MembershipRow.tenant_id == self._tenant_id)
+        return await self._session.scalar(query) or 0
 
     async def update(self, member: Member) -> None:
         """Save what may change of a member. Raises NotFound."""
@@ -78,6 +107,7 @@ class Members:
         row.status = member.status
         row.updated_at = member.updated_at
         row.version = member.version
+        row.device_groups = _kept(member.device_groups)
 
     async def remove(self, user_id: UUID) -> None:
         """End a membership. Raises NotFound."""
@@ -90,6 +120,7 @@ class Members:
             MembershipRow.tenant_id == self._tenant_id,
             MembershipRow.status == MemberStatus.ACTIVE,
             MembershipRow.roles.contains([ADMIN]),
+            MembershipRow.device_groups.is_(None),
         )
         if besides is not None:
             query = query.where(MembershipRow.user_id != besides)
@@ -130,4 +161,9 @@ def _to_member(row: MembershipRow, email: str) -> Member:
         created_at=row.created_at,
         updated_at=row.updated_at,
         version=row.version,
+        device_groups=None if row.device_groups is None else frozenset(row.device_groups),
     )
+
+
+def _kept(groups: Groups) -> list[UUID] | None:
+    return None if groups is None else sorted(groups)

@@ -7,6 +7,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.tenancy.domain.token import TokenPurpose
+
 
 class Users:
     """The installation's users, as far as a tenant's transaction may touch them."""
@@ -39,19 +41,44 @@ class Users:
         )
         return bool(added.scalar_one())
 
-    async def settle_password(
-        self, user_id: UUID, *, seen: str | None, first_hash: str | None
+    async def set_password(
+        self,
+        user_id: UUID,
+        *,
+        seen: str | None,
+        new_hash: str | None,
+        proved_at: datetime | None = None,
     ) -> bool:
-        """Give a user without a password their first; one that there is stays.
+        """Give a user another password, or (None) leave it; note since when the address is proved.
 
-        Return whether they are not barred and their password's hash is still the one that was
-        seen (None: no password). Until the transaction ends, both stay so.
+        Return whether it was done: they are not barred and their password's hash was still the one
+        that was seen (None: no password). Tokens to set another password are void.
         """
-        settled = await self._session.execute(
-            text("SELECT tenancy.settle_password(:id, :seen, :first)"),
-            {"id": user_id, "seen": seen, "first": first_hash},
+        done = await self._session.execute(
+            text("SELECT tenancy.set_password(:id, :seen, :new, :proved)"),
+            {"id": user_id, "seen": seen, "new": new_hash, "proved": proved_at},
         )
-        return bool(settled.scalar_one())
+        return bool(done.scalar_one())
+
+    async def keep_token(
+        self, user_id: UUID, token_hash: bytes, purpose: TokenPurpose, until: datetime
+    ) -> None:
+        """Keep a token that goes to the user's address."""
+        await self._session.execute(
+            text("SELECT tenancy.keep_user_token(:hash, :id, :purpose, :until)"),
+            {"hash": token_hash, "id": user_id, "purpose": purpose, "until": until},
+        )
+
+    async def use_token(
+        self, token_hash: bytes, purpose: TokenPurpose, now: datetime
+    ) -> UUID | None:
+        """Use such a token up; return whose it was, None if it is unknown, used or too old."""
+        used = await self._session.execute(
+            text("SELECT tenancy.use_user_token(:hash, :purpose, :now)"),
+            {"hash": token_hash, "purpose": purpose, "now": now},
+        )
+        user_id: UUID | None = used.scalar_one()
+        return user_id
 
     async def bar(self, user_id: UUID, since: datetime | None) -> bool:
         """Bar a user from every tenant, or (None) let them in again; return whether that is new."""

@@ -14,25 +14,32 @@ from services.tenancy.store.store import TenancyStore
 from services.tenancy.usecases import tenants, users
 
 
+class WrongPassword(Unauthenticated):
+    """A login was refused. `user_id` is whose it would have been; None: nobody's."""
+
+    def __init__(self, user_id: UUID | None) -> None:
+        super().__init__("the email address or the password is wrong")
+        self.user_id = user_id
+
+
 async def verify(accounts: Accounts, passwords: Passwords, email: str, password: str) -> Account:
     """Return the user who has this address and password.
 
-    Raises Unauthenticated in the same words and after the same time whether the address is unknown,
+    Raises WrongPassword in the same words and after the same time whether the address is unknown,
     has no password, has another one, or belongs to someone who may enter nowhere.
     No connection is held while the password is hashed.
     """
-    refusal = Unauthenticated("the email address or the password is wrong")
     try:
         identity = await accounts.identity_of(normalise_email(email))
     except Invalid:
         identity = None
     matches = await passwords.verify(password, identity.password_hash if identity else None)
     if identity is None or not matches:
-        raise refusal
+        raise WrongPassword(identity.user_id if identity else None)
     try:
         return await open_account(accounts, identity.user_id)
     except NotFound:
-        raise refusal from None
+        raise WrongPassword(identity.user_id) from None
 
 
 async def open_account(accounts: Accounts, user_id: UUID) -> Account:

@@ -1,6 +1,7 @@
 """What is done with a tenant's own roles."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from libs.common.auth.roles import BUILT_IN
@@ -34,6 +35,26 @@ async def change(store: TenancyStore, role: Role, *, held: Iterable[str], at: da
     check_may_hand_out(permissions, (*before.permissions, *role.permissions))
     await store.roles.update(role, at)
     _say(store, role, at)
+
+
+async def amend(
+    store: TenancyStore,
+    name: str,
+    *,
+    description: str | None,
+    permissions: tuple[str, ...] | None,
+    held: Iterable[str],
+    at: datetime,
+) -> Role:
+    """Change what is given of a role. Raises as `change` does."""
+    _refuse_built_in(name)
+    role = await store.roles.get(name)
+    if description is not None:
+        role = replace(role, description=description)
+    if permissions is not None:
+        role = replace(role, permissions=permissions)
+    await change(store, role, held=held, at=at)
+    return role
 
 
 async def remove(store: TenancyStore, name: str, *, held: Iterable[str], at: datetime) -> None:

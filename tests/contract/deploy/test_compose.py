@@ -27,7 +27,7 @@ SECRETS_OF_SERVERS = {
 }
 """The superuser is known to the migration alone: services' secrets bear the service's name."""
 
-OUTWARD = {"gateway", "ingest", "alerting"}
+OUTWARD = {"gateway", "ingest", "alerting", "tenancy"}
 """Who is reached from outside, or calls out."""
 
 

@@ -53,8 +53,13 @@ OPEN_TABLES: dict[str, str] = {
     "bus.dead_letters": "the bus's own: bus_rw alone, and the operators",
     "historian.tenant": "numbers of tenants: read by functions and by retention's engine alone",
     "gateway.signing_keys": "the installation's own keys, of no tenant",
+    "tenancy.plans": "the installation's own, of no tenant",
+    "gateway.challenges": "what authenticators are asked, before it is known who answers",
     "rules.shards": "which worker evaluates which shard, of no tenant",
     "ml.shards": "which worker scores which shard, of no tenant",
+    "tenancy.user_tokens": "of users, who are nobody's; written and found by functions, by a hash",
+    "tenancy.familiar_origins": "of users, who are nobody's: hashes, for the engine alone",
+    "tenancy.account_requests": "what strangers ask for, of no tenant yet; for the engine alone",
     "ingest.endpoints": "which processes devices connect to, of no tenant",
     "ingest.ledger_log": "counts of all tenants' points: the writer can only insert, the engine adds them up",
 }
@@ -66,6 +71,13 @@ OTHER_POLICIES: dict[tuple[str, str], str] = {
         "members_only",
     ): "a user is nobody's: a tenant sees those who are its members",
     ("tenancy.users", "by_function"): "users are written by the owner's functions alone",
+    **{
+        (
+            f"tenancy.{table}",
+            "members_only",
+        ): "a user's own, whatever tenant they work for: reached by way of their memberships"
+        for table in ("one_time_codes", "recovery_codes", "passkeys")
+    },
     **{
         (
             f"ingest.{table}",
@@ -80,11 +92,37 @@ OTHER_POLICIES: dict[tuple[str, str], str] = {
         ): "shared by its readers; the restrictive policy does the work"
         for table in ("points", "series", "texts")
     },
+    (
+        "historian.device_places",
+        "reading",
+    ): "shared by the historian's readers, for their own policies",
+    (
+        "historian.device_places",
+        "access",
+    ): "ingest keeps it, in the transaction that moves a device",
+    (
+        "historian.device_places",
+        "by_function",
+    ): "the owner's function forgets those of the bound tenants, who are no more",
 }
 """Policies other than the two that `protect` makes."""
 
+BEYOND_REACH: dict[str, str] = {
+    "historian.device_places": "where devices are: the policies of reach themselves read it",
+    "alerting.device_places": "as the historian's",
+    "ingest.placements": "ids of devices that were moved, until that is said; no API reads it",
+    "ingest.ledger_log": "counts of all tenants' points: no user's transaction reads it",
+    "tenancy.memberships": "whom it limits: the groups' ids, and nothing of a device",
+    "tenancy.api_keys": "as memberships",
+}
+"""Tables with something of devices in them that are shown to callers limited to some, or to nobody."""
+
 FOREIGN_TENANCY: dict[str, str] = {
     "tenancy.users": "a person works for several tenants; the policy asks their memberships",
+    **dict.fromkeys(
+        ("tenancy.one_time_codes", "tenancy.recovery_codes", "tenancy.passkeys"),
+        "belongs to a person; the policy asks their memberships",
+    ),
 }
 """Tables without a tenant's column that row-level security guards by other policies."""
 
@@ -143,6 +181,14 @@ DEFINERS: dict[str, Definer] = {
         ),
         "workers on batches of many tenants; no service calls it for a tenant",
     ),
+    "historian.storage()": Definer(
+        LOOKUP, _callers("ingest_engine"), "counts, for each tenant's own usage; no point's value"
+    ),
+    "historian.places_of(uuid,uuid[])": Definer(
+        LOOKUP,
+        _callers("gateway_engine"),
+        "where devices are, for the live connections of callers who are limited to some groups",
+    ),
     "historian.strays()": Definer(
         LOOKUP, _callers(HISTORIAN_WRITER, OBSERVER), "a count over all tenants, for an alarm"
     ),
@@ -151,6 +197,9 @@ DEFINERS: dict[str, Definer] = {
     ),
     "gateway.session_of_refresh_token(bytea)": Definer(
         LOOKUP, _callers("gateway_engine"), "a refresh says no tenant; the hash is the secret"
+    ),
+    "gateway.tenant_of_pending_login(bytea)": Definer(
+        LOOKUP, _callers("gateway_engine"), "a second step says no tenant; the hash is the secret"
     ),
     "ingest.device_of_token(bytea)": Definer(
         LOOKUP, _callers("ingest_engine"), "a device says no tenant; the hash is the secret"
@@ -191,13 +240,49 @@ DEFINERS: dict[str, Definer] = {
     "tenancy.forget_users(uuid[])": Definer(
         OWNER, _callers("tenancy_rw"), "removes only who belongs to no tenant; says nothing"
     ),
-    "tenancy.settle_password(uuid,text,text)": Definer(
+    "tenancy.set_password(uuid,text,text,timestamp with time zone)": Definer(
         OWNER,
         _callers("tenancy_rw"),
-        "sets a password where there is none, or confirms one to who knows its hash; yes or no back",
+        "sets the password of who knows the former one's hash; yes or no back",
+    ),
+    "tenancy.keep_user_token(bytea,uuid,text,timestamp with time zone)": Definer(
+        OWNER, _callers("tenancy_rw"), "keeps the hash of what goes to the user's own address"
+    ),
+    "tenancy.use_user_token(bytea,text,timestamp with time zone)": Definer(
+        OWNER, _callers("tenancy_rw"), "the hash is the secret; an id back"
+    ),
+    "tenancy.user_of_token(bytea)": Definer(
+        LOOKUP,
+        _callers("tenancy_engine"),
+        "who forgot a password says no tenant; the hash is the secret",
+    ),
+    "tenancy.registration_of_slug(text)": Definer(
+        LOOKUP,
+        _callers("tenancy_engine"),
+        "who registers is in no tenant; nobody is told the answer",
+    ),
+    "tenancy.registration_of_token(bytea)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "who registered says no tenant; the hash is the secret"
     ),
     "tenancy.invitation_of_token(bytea)": Definer(
         LOOKUP, _callers("tenancy_engine"), "who accepts says no tenant; the hash is the secret"
+    ),
+    "tenancy.api_key_of_hash(bytea)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "who shows a key says no tenant; the hash is the secret"
+    ),
+    "tenancy.providers_of_slug(text)": Definer(
+        LOOKUP,
+        _callers("tenancy_engine"),
+        "who is to log in names the tenant; names and kinds of its providers are public",
+    ),
+    "tenancy.login_terms(uuid)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "a login takes what the user has and any tenant asks"
+    ),
+    "tenancy.user_of_passkey(bytea)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "a login by a passkey says nothing else"
+    ),
+    "tenancy.branding_of_slug(text)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "the page to log in at: what everybody may see"
     ),
     "tenancy.user_of_email(text)": Definer(
         LOOKUP, _callers("tenancy_engine"), "a login says no tenant"
@@ -208,6 +293,9 @@ DEFINERS: dict[str, Definer] = {
     "tenancy.memberships_of_user(uuid)": Definer(
         LOOKUP, _callers("tenancy_engine"), "which tenants a user may choose from at login"
     ),
+    "tenancy.reach_of_user(uuid)": Definer(
+        LOOKUP, _callers("tenancy_engine"), "as memberships_of_user"
+    ),
     "tenancy.all_tenants(timestamp with time zone,uuid,integer)": Definer(
         LOOKUP, _callers("tenancy_engine"), "the platform's admins list the tenants"
     ),
@@ -217,6 +305,13 @@ DEFINERS: dict[str, Definer] = {
 PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
     "sec.tenants()": _callers(PUBLIC),
     "sec.iiot_now()": _callers(PUBLIC),
+    "sec.groups()": _callers(PUBLIC),
+    "sec.actor()": _callers(PUBLIC),
+    "sec.cut(jsonb)": _callers(PUBLIC),
+    "sec.difference(jsonb,jsonb,text[],text[])": _callers(PUBLIC),
+    "sec.key_of(jsonb,text[])": _callers(PUBLIC),
+    "sec.shown(jsonb,text[],text[])": _callers(PUBLIC),
+    **{f"{service}.note_changes()": _callers() for service in SERVICES},
     "historian.parts_before(timestamp with time zone)": _callers(),
     "ingest.term(uuid,text)": _callers(LOOKUP),
     "ingest.searched(text)": _callers("ingest_rw", LOOKUP),
@@ -225,12 +320,24 @@ PLAIN_FUNCTIONS: dict[str, frozenset[str]] = {
     "ingest.on_devices_to_index()": _callers(),
     "ingest.on_device_changed()": _callers(),
     "ingest.on_attributes_changed()": _callers(),
+    "ingest.place_devices(uuid,uuid[])": _callers("ingest_rw"),
+    "ingest.on_devices_to_place()": _callers(),
+    "ingest.on_device_moved()": _callers(),
+    "ingest.on_group_moved()": _callers(),
     "bus.make_room(bigint,bigint)": _callers(),
     "bus.read_partitions(bigint)": _callers(),
 }
 """Functions that run with their caller's rights, and who may call them."""
 
 TRIGGERS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "to_place on ingest.devices",
+            "moved on ingest.devices",
+            "moved on ingest.device_groups",
+        ),
+        "notes where the row's own devices are, as its caller",
+    ),
     "added on ingest.devices": "gives the row's own device its row of contacts, as its caller",
     **dict.fromkeys(
         (
@@ -244,6 +351,101 @@ TRIGGERS: dict[str, str] = {
 }
 """Triggers, and why what they write is the row's tenant's."""
 
+AUDITED = (
+    "alerting.alert_notes",
+    "alerting.alerts",
+    "alerting.channels",
+    "gateway.cors_origins",
+    "gateway.rate_limit_policies",
+    "ingest.claims",
+    "ingest.commands",
+    "ingest.connectors",
+    "ingest.credentials",
+    "ingest.device_attributes",
+    "ingest.device_groups",
+    "ingest.device_profiles",
+    "ingest.devices",
+    "ingest.gateway_devices",
+    "ingest.gateways",
+    "ingest.policies",
+    "ingest.provisioning_keys",
+    "ml.models",
+    "retention.policies",
+    "rules.rules",
+    "tenancy.api_keys",
+    "tenancy.brandings",
+    "tenancy.identity_providers",
+    "tenancy.invitations",
+    "tenancy.login_policies",
+    "tenancy.memberships",
+    "tenancy.registration_policies",
+    "tenancy.roles",
+    "tenancy.tenants",
+)
+"""Tables of which it is noted what somebody changes (`audited` in `libs.common.db.ddl`)."""
+
+TRIGGERS |= {
+    f"audited_{operation} on {table}": "notes the row's own change, under its own tenant"
+    for table in AUDITED
+    for operation in ("insert", "update", "delete")
+}
+
+NOT_AUDITED: dict[str, str] = {
+    **{
+        f"{service}.changes": "the notes themselves, gone when their transaction commits"
+        for service in SERVICES
+    },
+    **{
+        f"{service}.idempotency_keys": "the answer to a change, which is recorded itself"
+        for service in SERVICES
+        if service not in {"gateway", "analytics"}
+    },
+    **dict.fromkeys(
+        ("tenancy.audit_log", "tenancy.audit_heads"), "the trail itself: nobody changes it"
+    ),
+    **dict.fromkeys(
+        ("tenancy.usage_days", "tenancy.usage_standing", "ingest.usage"),
+        "what was used, and where that stands",
+    ),
+    **{
+        f"{service}.quotas": "what the tenant's plan says, which tenancy records"
+        for service in ("tenancy", "ingest", "rules")
+    },
+    "tenancy.registrations": "who is not known yet; that they joined is recorded",
+    "tenancy.mails": "mail on its way, of changes that are recorded themselves",
+    "tenancy.sign_ons": "logins under way at an identity provider",
+    "tenancy.identities": "who a provider says somebody is, noted as they come in",
+    "tenancy.removed_tenants": "a note that a tenant was removed, which is recorded as that",
+    "tenancy.api_key_uses": "when a key was used last: no change of it",
+    **{
+        f"gateway.{table}": "the gateway says itself what becomes of sessions (`usecases.sessions`)"
+        for table in ("sessions", "refresh_tokens", "tickets", "pending_logins")
+    },
+    **dict.fromkeys(
+        ("ingest.contacts", "ingest.ledger", "ingest.mqtt_sessions", "ingest.oscore_sequences"),
+        "what devices do, and the counts of it",
+    ),
+    "ingest.placements": "devices that were moved, which is recorded of them, until it is said",
+    "ingest.command_steps": "what became of a command, which is recorded itself",
+    "ingest.device_terms": "an index of devices and their attributes",
+    "ingest.quarantine": "what devices sent; nobody changes it, and who empties it is not asked",
+    "ingest.quarantine_overflow": "counts of what devices sent",
+    **dict.fromkeys(
+        ("ingest.tenants", "alerting.names", "alerting.device_places"),
+        "what other services said, kept to be at hand",
+    ),
+    **dict.fromkeys(
+        ("rules.rule_state", "ml.model_state", "ml.anomalies", "alerting.firings"),
+        "what evaluation found and remembers",
+    ),
+    "alerting.alert_history": "the alert's own history, made of the changes that are recorded",
+    "alerting.notifications": "what the alert and its channels make due",
+    **dict.fromkeys(
+        ("historian.points", "historian.texts", "historian.series"), "what devices measure"
+    ),
+}
+"""Tenants' tables of which no change is noted, each with the reason why none must be."""
+
 GRANTS: dict[tuple[str, str], Grant] = {
     (PUBLIC, "sec.clock"): Grant("SELECT", "timers read the time; it says nothing of a tenant"),
     # The historian is shared: its readers are under its policies, its writer cannot read.
@@ -253,6 +455,19 @@ GRANTS: dict[tuple[str, str], Grant] = {
         for table in ("points", "texts", "series")
         if (service, table) != ("ingest", "series")
     },
+    **{
+        (f"{service}_rw", "historian.device_places"): Grant(
+            "SELECT", "its policies of reach ask it"
+        )
+        for service in ("analytics", "ml", "rules", "retention")
+    },
+    ("ingest_engine", "ingest.placements"): Grant(
+        "SELECT(tenant_id)", "of whose devices it is to be said where they are"
+    ),
+    ("ingest_rw", "ingest.placements_said"): Grant("USAGE", "numbers what it says; of no tenant"),
+    ("ingest_rw", "historian.device_places"): Grant(
+        "SELECT INSERT UPDATE DELETE", "keeps where devices are, in the transaction that moves them"
+    ),
     ("ingest_rw", "historian.series"): Grant(
         "INSERT SELECT UPDATE(unit)",
         "a metric's first point names it, and the first that has a unit gives it that",
@@ -278,11 +493,15 @@ GRANTS: dict[tuple[str, str], Grant] = {
     **{
         (LOOKUP, table): Grant("SELECT", "read by look-ups before the tenant is known")
         for table in (
+            "gateway.pending_logins",
             "gateway.refresh_tokens",
             "gateway.sessions",
+            "historian.points",
+            "historian.device_places",
             "historian.points_default",
             "historian.series",
             "historian.tenant",
+            "historian.texts",
             "historian.texts_default",
             "ingest.contacts",
             "ingest.credentials",
@@ -292,10 +511,20 @@ GRANTS: dict[tuple[str, str], Grant] = {
             "ingest.provisioning_keys",
             "ingest.devices",
             "ingest.tenants",
+            "tenancy.api_keys",
+            "tenancy.identity_providers",
+            "tenancy.brandings",
             "tenancy.invitations",
+            "tenancy.login_policies",
             "tenancy.memberships",
+            "tenancy.registration_policies",
+            "tenancy.registrations",
+            "tenancy.one_time_codes",
+            "tenancy.passkeys",
+            "tenancy.recovery_codes",
             "tenancy.roles",
             "tenancy.tenants",
+            "tenancy.user_tokens",
             "tenancy.users",
         )
     },
@@ -314,6 +543,18 @@ GRANTS: dict[tuple[str, str], Grant] = {
     ("gateway_engine", "gateway.tickets"): Grant(
         "SELECT DELETE", "a ticket is taken before its tenant is known"
     ),
+    ("gateway_engine", "gateway.rate_limit_policies"): Grant(
+        "SELECT", "every replica counts against the limits of all tenants"
+    ),
+    ("gateway_engine", "gateway.cors_origins"): Grant(
+        "SELECT", "a preflight does not say whose site it is"
+    ),
+    ("gateway_engine", "gateway.pending_logins"): Grant(
+        "SELECT(expires_at) DELETE", "removes those that are too old"
+    ),
+    ("gateway_engine", "gateway.challenges"): Grant(
+        "SELECT INSERT DELETE", "of no tenant: a challenge is taken before it is known who answers"
+    ),
     ("rules_engine", "rules.rules"): Grant(
         "SELECT(tenant_id, id, name, type, device_id, metric, condition, hold, severity, enabled,"
         " version, created_at, updated_at)",
@@ -329,8 +570,38 @@ GRANTS: dict[tuple[str, str], Grant] = {
         "SELECT(tenant_id, device_id, expires_at) DELETE",
         "forgets the sessions of devices that stay away",
     ),
+    ("tenancy_engine", "tenancy.sign_ons"): Grant(
+        "SELECT(expires_at) DELETE", "removes those whose time is over"
+    ),
     ("tenancy_engine", "tenancy.removed_tenants"): Grant(
         "SELECT(tenant_id, removed_at)", "finds whose removal is to be said again"
+    ),
+    ("tenancy_engine", "tenancy.tenants"): Grant(
+        "SELECT(tenant_id, plan, plan_version, erased_from)",
+        "finds who is to be told of a changed plan, and whose grace is over",
+    ),
+    ("tenancy_engine", "tenancy.plans"): Grant("SELECT(name, version)", "finds changed plans"),
+    ("tenancy_engine", "tenancy.usage_standing"): Grant(
+        "SELECT(tenant_id, resource, day, level)", "finds who has all of a daily quota again"
+    ),
+    ("tenancy_rw", "tenancy.plans"): Grant(
+        "SELECT INSERT UPDATE DELETE", "of no tenant; the routes are the platform's admins'"
+    ),
+    ("tenancy_engine", "tenancy.registrations"): Grant(
+        "SELECT(expires_at) DELETE", "forgets who registered and never came back"
+    ),
+    ("tenancy_engine", "tenancy.mails"): Grant(
+        "SELECT(tenant_id, id, status, created_at, due_at, attempts) UPDATE(due_at, attempts) DELETE",
+        "claims what is due; to whom and what about, its tenant's own transaction reads",
+    ),
+    ("tenancy_engine", "tenancy.user_tokens"): Grant(
+        "SELECT(expires_at) DELETE", "forgets what nobody used"
+    ),
+    ("tenancy_engine", "tenancy.familiar_origins"): Grant(
+        "SELECT INSERT UPDATE DELETE", "a login says no tenant"
+    ),
+    ("tenancy_engine", "tenancy.account_requests"): Grant(
+        "SELECT INSERT UPDATE DELETE", "whoever registers or forgot a password says no tenant"
     ),
     ("ml_engine", "ml.models"): Grant("SELECT", "points of all tenants come in one stream"),
     ("ingest_engine", "ingest.devices"): Grant(
@@ -348,6 +619,9 @@ GRANTS: dict[tuple[str, str], Grant] = {
     ("ingest_engine", "ingest.ledger"): Grant(
         "SELECT INSERT UPDATE DELETE", "adds up counts of all tenants' points; forgets old hours"
     ),
+    ("ingest_engine", "ingest.usage"): Grant(
+        "SELECT INSERT UPDATE DELETE", "adds up counts of all tenants' points, and tells them"
+    ),
     ("ingest_engine", "ingest.ledger_log"): Grant(
         "SELECT DELETE", "adds up counts of all tenants' points"
     ),
@@ -361,6 +635,12 @@ GRANTS: dict[tuple[str, str], Grant] = {
     ("gateway_rw", "gateway.signing_keys"): Grant("SELECT INSERT DELETE", "keeps its keys"),
     ("rules_rw", "rules.shards"): Grant("SELECT UPDATE", "fences off one that lost its shard"),
     ("ml_rw", "ml.shards"): Grant("SELECT UPDATE", "fences off one that lost its shard"),
+    **{
+        ("tenancy_rw", f"tenancy.{table}"): Grant(
+            "SELECT INSERT UPDATE DELETE", "of members, by the policy; sealed, hashed or public"
+        )
+        for table in ("one_time_codes", "recovery_codes", "passkeys")
+    },
     ("tenancy_rw", "tenancy.users"): Grant("SELECT(id, email)", "members, by the policy; no hash"),
 }
 """What roles may do beyond a service's own tenant tables, exactly."""
@@ -419,9 +699,14 @@ SCHEMA_USERS["tenancy"] |= {LOOKUP}
 UNIQUE_ACROSS_TENANTS: dict[str, str] = {
     "gateway.refresh_tokens_hash": "random: that two are equal does not happen",
     "gateway.tickets_hash": "random: that two are equal does not happen",
+    "gateway.pending_logins_token": "random: that two are equal does not happen",
     "ingest.credentials_token": "random: that two are equal does not happen (certificates may be)",
     "ingest.provisioning_keys_token": "random: that two are equal does not happen",
+    "tenancy.api_keys_secret": "random: that two are equal does not happen",
+    "tenancy.api_keys_previous": "random: that two are equal does not happen",
     "tenancy.invitations_token": "random: that two are equal does not happen",
+    "tenancy.invitations_mailed": "random: that two are equal does not happen",
+    "tenancy.registrations_token": "random: that two are equal does not happen",
     "historian.series_id_key": "given by a sequence, never chosen",
     "tenancy.tenants_slug_key": "chosen by the platform's admins alone, who see all",
 }
@@ -436,6 +721,7 @@ INDEXES_ACROSS_TENANTS: dict[str, str] = {
     "gateway.sessions_revoked": "gateway_engine's, which crosses",
     "gateway.sessions_expiry": "gateway_engine's, which crosses",
     "gateway.tickets_expiry": "gateway_engine's, which crosses",
+    "gateway.pending_logins_expiry": "gateway_engine's, which crosses",
     "ingest.devices_of_endpoint": "ingest_engine's, which crosses",
     "ingest.devices_deleted": "ingest_engine's, which crosses",
     "ingest.contacts_due": "ingest_engine's, which crosses",
@@ -444,11 +730,16 @@ INDEXES_ACROSS_TENANTS: dict[str, str] = {
     "ingest.commands_due": "ingest_engine's, which crosses",
     "ingest.commands_over": "ingest_engine's, which crosses",
     "ingest.ledger_oldest": "ingest_engine's, which crosses",
+    "ingest.usage_untold": "ingest_engine's, which crosses",
     "tenancy.memberships_of_user": "the look-up's at login",
+    "tenancy.sign_ons_expiry": "tenancy_engine's, which crosses",
+    "tenancy.registrations_expiry": "tenancy_engine's, which crosses",
+    "tenancy.mails_due": "tenancy_engine's, which crosses",
 }
 """Other indexes of tenants' tables that do not lead with the tenant."""
 
 KEYS_ACROSS_TENANTS: dict[str, str] = {
+    "tenancy.tenants_plan_fkey": "plans are of no tenant",
     "tenancy.memberships_user_id_fkey": "a user is nobody's: the membership is what has a tenant",
 }
 """Foreign keys of tenants' tables that do not lead with the tenant."""

@@ -23,6 +23,10 @@ _NUMBERED = "ANY (( SELECT historian.tenant_numbers() AS tenant_numbers)::intege
 EXPRESSIONS = {"tenant_id": f"(tenant_id = {_BOUND})", "tenant": f"(tenant = {_NUMBERED})"}
 """What a tenant's policy reads, by the column it looks at."""
 
+_UNLIMITED = "((( SELECT sec.groups() AS groups) IS NULL) OR "
+_OF_DEVICES = ("series", "alert_id", "anomaly_id", "command_id", "model_id", "rule_id")
+"""What names something that is a device's, besides what has a device in its name."""
+
 _EVERYDAY = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _OURS = "nspname !~ '^pg_(toast|temp)' AND nspname NOT IN ('pg_catalog', 'information_schema')"
 Privileges = dict[str, frozenset[str] | None]
@@ -62,18 +66,46 @@ async def tenants_tables_are_protected(connection: Connection) -> list[str]:
 
 
 async def policies_are_ours(connection: Connection) -> list[str]:
-    """There is no policy but the two of `protect`, and those with a reason."""
+    """There is no policy but the two of `protect`, that of `limit_to_reach`, and those with a reason."""
     faults = []
     for policy in await _policies(connection):
         name = policy["name"]
         if policy["permissive"] == "RESTRICTIVE":
-            if policy["policyname"] != "tenant_isolation":
+            if policy["policyname"] not in ("tenant_isolation", "reach"):
                 faults.append(f"{name}: restrictive policy {policy['policyname']} is not known")
         elif (name, policy["policyname"]) not in allowed.OTHER_POLICIES:
             own = [f"{name.partition('.')[0]}_rw"]
             if policy["policyname"] != "access" or policy["roles"] != own:
                 faults.append(f"{name}: policy {policy['policyname']} for {policy['roles']}")
     return faults
+
+
+async def device_data_is_limited(connection: Connection) -> list[str]:
+    """Every table whose rows hang on a device shows the limited what lies in their reach, or has a reason."""
+    limited = {
+        policy["name"]
+        for policy in await _policies(connection)
+        if (policy["policyname"], policy["permissive"]) == ("reach", "RESTRICTIVE")
+        and (policy["roles"], policy["cmd"]) == (["public"], "ALL")
+        and policy["qual"] == policy["with_check"]
+        and policy["qual"].startswith(_UNLIMITED)
+        and "true" not in policy["qual"].partition(_UNLIMITED)[2]
+    }
+    rows = await connection.fetch(
+        f"""
+        SELECT nspname || '.' || relname AS name, array_agg(attname::text) AS columns
+        FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+        JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE {_OURS} AND relkind IN ('r', 'p') AND NOT relispartition AND NOT attisdropped
+          AND (attname LIKE '%device%' OR attname = ANY($1)) GROUP BY 1
+        """,
+        list(_OF_DEVICES),
+    )
+    return [
+        f"{row['name']}: has {row['columns']}, and no policy of reach"
+        for row in rows
+        if row["name"] not in limited and row["name"] not in allowed.BEYOND_REACH
+    ]
 
 
 async def relations_are_of_known_kinds(connection: Connection) -> list[str]:
@@ -389,6 +421,7 @@ async def the_database_is_closed(connection: Connection) -> list[str]:
 
 CHECKS: Sequence[Check] = (
     tenants_tables_are_protected,
+    device_data_is_limited,
     policies_are_ours,
     relations_are_of_known_kinds,
     partitions_are_closed,
@@ -435,6 +468,7 @@ async def stale_reasons(connection: Connection) -> list[str]:
         yield from allowed.OPEN_TABLES.keys() - there
         yield from allowed.FOREIGN_TENANCY.keys() - there
         yield from (f"policy {p}" for p in allowed.OTHER_POLICIES.keys() - policies)
+        yield from allowed.BEYOND_REACH.keys() - there
         yield from (allowed.DEFINERS.keys() | allowed.PLAIN_FUNCTIONS.keys()) - functions
         yield from (f"grant {g}" for g in allowed.GRANTS.keys() - granted.keys())
         yield from allowed.UNIQUE_ACROSS_TENANTS.keys() - indexes

@@ -11,6 +11,7 @@ from tests.contract.isolation.catalogue import (
     CHECKS,
     Check,
     Connection,
+    device_data_is_limited,
     everything_has_its_owner,
     functions_are_listed,
     keys_lead_with_the_tenant,
@@ -60,6 +61,28 @@ TABLE = "CREATE TABLE rules.t (tenant_id uuid NOT NULL, id uuid NOT NULL); ALTER
 FUNCTION = "CREATE FUNCTION rules.f() RETURNS int LANGUAGE sql"
 
 FAULTS: list[tuple[Check, str, str]] = [
+    # What is a device's, and is shown to callers limited to others.
+    (
+        device_data_is_limited,
+        "CREATE TABLE rules.t (tenant_id uuid NOT NULL, device_id uuid)",
+        "rules.t: has ['device_id'], and no policy of reach",
+    ),
+    (device_data_is_limited, "DROP POLICY reach ON alerting.alerts", "alerting.alerts: has ["),
+    (
+        device_data_is_limited,
+        "ALTER POLICY reach ON ml.anomalies TO ml_rw",
+        "ml.anomalies: has [",
+    ),
+    (
+        device_data_is_limited,
+        "ALTER POLICY reach ON historian.points USING (true)",
+        "historian.points: has [",
+    ),
+    (
+        device_data_is_limited,
+        "ALTER POLICY reach ON ingest.commands WITH CHECK (true)",
+        "ingest.commands: has [",
+    ),
     # A table that forgot its policy, or has half of it.
     (tenants_tables_are_protected, TABLE, "rules.t: row-level security is not enabled"),
     (tenants_tables_are_protected, "CREATE TABLE rules.t (id int)", "rules.t: has no tenant's"),

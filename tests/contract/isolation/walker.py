@@ -22,7 +22,10 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _PASSING = {"date", "x-request-id", "content-length", "ratelimit", "ratelimit-policy"}
 """Headers that differ from request to request. (What content-length tells is in the body.)"""
-_RANDOM = {"request_id", "token", "access_token", "refresh_token", "ticket", "secret"}
+_RANDOM = {
+    *("request_id", "token", "access_token", "refresh_token", "ticket", "secret"),
+    *("key", "handle"),
+}
 """Fields of answers that differ from request to request."""
 
 
@@ -211,12 +214,16 @@ class _Walk:
 
     def _value(self, name: str, schema: Document, ids: Mapping[str, str], names: set[str]) -> Any:
         """Return a value that fits a schema; add to `names` the fields that name things."""
+        if (special := self._land.fields.get(self._special(name))) is not None:
+            return special()
         schema = self._resolved(schema)
+        if schema.get("type") == "array" and _names_a_thing(schema):
+            return [self._value(name, schema["items"], ids, names)]
         if _names_a_thing(schema) or self._placed(name) in self._land.kinds:
             known = self._known(name)
             names.add(known)
             return ids.get(known, str(uuid4()))
-        if fit := self._land.fields.get(self._special(name), self._land.fields.get(name)):
+        if fit := self._land.fields.get(name):
             return fit()
         if "const" in schema or "enum" in schema:
             return schema.get("const", (schema.get("enum") or [None])[0])

@@ -14,7 +14,8 @@ import pytest
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from services.alerting.adapters.email import EmailSender, MailServer, Security
+from libs.common.mail import MailServer, Security
+from services.alerting.adapters.email import EmailSender
 from services.alerting.domain.outcome import Delivered, Outcome, Refused, Retry
 from tests.notices import a_notice
 

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from standardwebhooks import Webhook
 
-from services.alerting.adapters.ssrf import (
+from libs.common.outbound import (
     MAX_READ_BYTES,
     Address,
     Blocked,

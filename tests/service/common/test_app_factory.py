@@ -424,8 +424,9 @@ async def test_openapi_names_operations_by_function_and_says_their_permission(
     listed = document["paths"]["/v1/devices"]["get"]
     assert listed["operationId"] == "list_devices"
     assert listed["x-permission"] == "devices:read"
-    assert listed["security"] == [{"bearer": []}]
-    assert set(listed["responses"]) == {"200", "404", "default"}
+    assert listed["security"] == [{"bearer": []}, {"api_key": []}]
+    assert set(listed["responses"]) == {"200", "400", "401", "403", "404", "422"}
+    assert listed["description"].endswith("Needs the permission `devices:read`.")
     limit = listed["parameters"][0]
     assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 200)
     assert document["paths"]["/v1/devices"]["post"]["x-permission"] == "devices:write"

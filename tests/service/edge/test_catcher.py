@@ -17,8 +17,9 @@ import pytest
 
 from deploy.edge.catcher import MAX_HOOK_BYTES, Catcher
 from deploy.edge.inbox import KEPT
-from services.alerting.adapters.email import EmailSender, MailServer, Security
-from services.alerting.adapters.ssrf import Guard, OutboundClient
+from libs.common.mail import MailServer, Security
+from libs.common.outbound import Guard, OutboundClient
+from services.alerting.adapters.email import EmailSender
 from services.alerting.adapters.webhook import WebhookSender, sign, write_secret
 from services.alerting.domain.notice import NoticeKind
 from services.alerting.domain.outcome import Delivered

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from libs.common.auth.api_key import new_handle, new_secret
 from libs.common.auth.principal import HEADER, Kind, Principal, PrincipalVerifier
 from libs.common.bus.base import Bus
 from libs.common.bus.local import LocalBus
@@ -38,6 +39,10 @@ class Person:
     user_id: UUID
     memberships: dict[UUID, list[str]]
     """Their permissions by tenant."""
+    is_platform_admin: bool = False
+    roles: tuple[str, ...] = ("operator",)
+    plan: str | None = None
+    """Of their tenants."""
 
     @property
     def tenant_id(self) -> UUID:
@@ -111,6 +116,12 @@ class StubTenancy:
     people: dict[str, Person] = field(default_factory=dict)
     invitations: dict[str, tuple[Person, UUID]] = field(default_factory=dict)
     """By token: who is invited, and to which tenant."""
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What API keys may do, by the hash of their secret."""
+    uses: list[dict[str, Any]] = field(default_factory=list)
+    """When keys were used, as it was told."""
+    familiar: set[tuple[str, str]] = field(default_factory=set)
+    """Accounts, and from where they were logged in to."""
     verifier: PrincipalVerifier | None = None
     is_away: bool = False
     asked: int = 0
@@ -128,7 +139,29 @@ class StubTenancy:
         vouched = await self.verifier.verify(principal)
         assert vouched.kind is Kind.SERVICE
         assert vouched.may("tenancy:internal")
+        if scope["path"] == "/internal/v1/api-calls/lease":
+            await _answer(send, 200, b'{"amount": null, "most": null}')
+            return
+        if scope["path"].startswith("/internal/v1/api-keys/"):
+            body = json.loads((await receive())["body"])
+            if scope["path"].endswith("/uses"):
+                self.uses += body["uses"]
+                await _answer(send, 204, b"")
+                return
+            key = self.keys.get(body["hash"])
+            await _answer(send, 200 if key else 404, json.dumps(key or {}).encode())
+            return
         found: Person | None
+        if scope["path"] == "/internal/v1/origins/find":
+            body = json.loads((await receive())["body"])
+            is_familiar = (body["email"], body["origin"]) in self.familiar
+            await _answer(send, 200, json.dumps({"is_familiar": is_familiar}).encode())
+            return
+        if scope["path"] == "/internal/v1/origins/note":
+            body = json.loads((await receive())["body"])
+            self.familiar.add((body["email"], body["origin"]))
+            await _answer(send, 204, b"")
+            return
         if scope["path"].startswith("/internal/v1/invitations/"):
             token = json.loads((await receive())["body"])["token"]
             if token not in self.invitations:
@@ -160,14 +193,16 @@ class StubTenancy:
         account = {
             "user_id": str(found.user_id),
             "email": found.email,
-            "platform_admin": False,
+            "platform_admin": found.is_platform_admin,
             "memberships": [
                 {
                     "tenant_id": str(tenant_id),
                     "tenant_slug": f"plant-{tenant_id.hex}",
                     "tenant_name": "Plant",
                     "name": "Ann",
-                    "roles": ["operator"],
+                    "roles": list(found.roles),
+                    "device_groups": None,
+                    "tenant_plan": found.plan,
                     "permissions": permissions,
                 }
                 for tenant_id, permissions in found.memberships.items()
@@ -203,6 +238,21 @@ class World:
         person = Person(email, uuid4(), {uuid4(): list(permissions or ["*"])})
         self.tenancy.people[email] = person
         return person
+
+    def api_key(self, *scopes: str, **more: object) -> tuple[str, dict[str, Any]]:
+        """Let a key be known to tenancy; return it, and what tenancy says of it."""
+        secret = new_secret(new_handle())
+        said = {
+            "tenant_id": str(uuid4()),
+            "key_id": str(uuid4()),
+            "scopes": scopes or ("*",),
+            "allowed_networks": [],
+            "device_groups": None,
+            "good_until": None,
+            **more,
+        }
+        self.tenancy.keys[secret.key_hash.hex()] = said
+        return secret.key, said
 
     async def log_in(self, person: Person, **more: object) -> dict[str, Any]:
         """Log in; return the tokens."""

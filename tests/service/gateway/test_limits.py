@@ -1,8 +1,11 @@
 """How much one may ask for."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx2
@@ -12,7 +15,7 @@ from deploy.local.redis import Redis, find_redis
 from libs.common.bus.local import LocalBus
 from services.gateway.adapters import limits
 from services.gateway.adapters.limits import Limiter
-from services.gateway.domain.limit import Limit
+from services.gateway.domain.limit import Limit, Standing
 from services.gateway.settings import Settings
 from tests.database import DatabaseUrls
 from tests.servers import SharedServer
@@ -213,6 +216,63 @@ async def test_replicas_count_together_in_redis(
             await replica.close()
 
 
+async def test_two_replicas_at_the_edge_allow_a_percent_too_much_at_most(
+    redis_server: SharedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REDIS_WITHIN_S", 10.0)
+    limit = Limit(f"edge-{uuid4()}", 400, window_s=2)
+    replicas = [Limiter(redis_server.url), Limiter(redis_server.url)]
+    allowed: list[float] = []
+    asked_redis = 0
+
+    async def ask(replica: Limiter, until: float) -> None:
+        while time.monotonic() < until:
+            if (await replica.hit(limit, "ann")).is_allowed:
+                allowed.append(time.monotonic())
+            await asyncio.sleep(0.003)
+
+    for replica in replicas:
+        await replica.open()
+    count = Limiter._count
+
+    async def counted(self: Limiter, *given: Any) -> Standing:
+        nonlocal asked_redis
+        asked_redis += 1
+        return await count(self, *given)
+
+    monkeypatch.setattr(Limiter, "_count", counted)
+    try:
+        end = time.monotonic() + 5
+        await asyncio.gather(*[ask(replica, end) for replica in replicas])
+    finally:
+        for replica in replicas:
+            await replica.close()
+    in_window = [sum(1 for t in allowed if start <= t < start + 2) for start in allowed]
+    # Two replicas, each half a percent ahead: four of four hundred.
+    assert max(in_window) <= 404
+    assert len(allowed) > 0.95 * 400 * 2
+    assert asked_redis < len(allowed)
+
+
+async def test_a_small_limit_is_counted_exactly_whoever_asks_at_once(
+    redis_server: SharedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REDIS_WITHIN_S", 10.0)
+    replicas = [Limiter(redis_server.url), Limiter(redis_server.url)]
+    for replica in replicas:
+        await replica.open()
+    try:
+        for most in (5, 399, 1000):
+            limit = Limit(f"at-once-{uuid4()}", most)
+            hits = [replicas[n % 2].hit(limit, "ann") for n in range(most + 60)]
+            standings = await asyncio.gather(*hits)
+            # All within one window: not one more, however they are counted.
+            assert sum(standing.is_allowed for standing in standings) == most
+    finally:
+        for replica in replicas:
+            await replica.close()
+
+
 async def test_when_redis_dies_the_limit_is_stricter_and_nothing_fails(tmp_path: Path) -> None:
     redis = Redis(tmp_path, find_redis())
     redis.start()
@@ -224,7 +284,7 @@ async def test_when_redis_dies_the_limit_is_stricter_and_nothing_fails(tmp_path:
         redis.stop()
         standings = [await limiter.hit(limit, "ann") for _ in range(3)]
         assert [s.is_allowed for s in standings] == [True, True, False]
-        assert standings[0].limit.per_minute == 2
+        assert standings[0].limit.requests == 2
     finally:
         await limiter.close()
         redis.stop()

@@ -1,22 +1,26 @@
 """The gateway before the real tenancy: what the two say to each other."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv4Network
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from libs.common.auth.principal import HEADER, Principal
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
 from services.gateway.app import build
 from services.gateway.settings import Settings
 from services.tenancy.app import build as build_tenancy
 from services.tenancy.settings import Settings as TenancySettings
-from tests.database import DatabaseUrls, PrincipalHeaders
+from tests.database import DatabaseUrls
 from tests.service.gateway.conftest import bearer
 from tests.waiting import until
 
@@ -28,8 +32,21 @@ class Site:
     """A gateway and a tenancy, and a tenant with its first admin."""
 
     http: httpx2.AsyncClient
-    open_tenant: Callable[[], Awaitable[tuple[str, str]]]
+    gateway: FastAPI
+    tenancy: httpx2.AsyncClient
+    """Straight to tenancy, for what the platform's admin does."""
     admin: str = ""
+
+    async def by_platform(self, method: str, path: str, **body: object) -> dict[str, Any]:
+        """Have the platform's admin do something in tenancy, which must be granted."""
+        admin = Principal(subject=uuid4(), tenant_id=uuid4(), platform_admin=True)
+        signed = self.gateway.state.keyring.signer().sign(admin, datetime.now(UTC))
+        answer = await self.tenancy.request(
+            method, path, json=body, headers={HEADER: signed, "idempotency-key": str(uuid4())}
+        )
+        assert answer.is_success, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
 
     async def log_in(self, email: str, password: str = PASSWORD) -> httpx2.Response:
         return await self.http.post(
@@ -57,8 +74,14 @@ class Site:
 
     async def new_admin(self) -> str:
         """Open a tenant as the platform's admin does; return its admin's address."""
-        email, token = await self.open_tenant()
-        assert (await self.accept(token)).status_code == 200
+        slug = f"plant-{uuid4().hex[:12]}"
+        email = f"boss@{slug}.example"
+        admin = {"email": email, "name": "Boss"}
+        opened = await self.by_platform(
+            "POST", "/api/v1/tenants", slug=slug, name=slug, admin=admin
+        )
+        accepted = await self.accept(opened["admin"]["invitation"]["token"])
+        assert accepted.status_code == 200, accepted.text
         return email
 
     async def invite(
@@ -90,7 +113,6 @@ async def site(
     settings: Settings,
     bus: LocalBus,
     database_urls: DatabaseUrls,
-    principal_headers: PrincipalHeaders,
 ) -> AsyncIterator[Site]:
     """Both, as the edge composes them."""
     clock = SystemClock()
@@ -100,6 +122,8 @@ async def site(
         TenancySettings(
             database_url=database_urls.rw("tenancy"),
             engine_database_url=database_urls.engine("tenancy"),
+            sealing_key="only for tests, and random",
+            identity_networks=(IPv4Network("127.0.0.0/8"),),
         ),
         bus,
         clock,
@@ -112,43 +136,15 @@ async def site(
         httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app=gateway), base_url="http://gateway"
         ) as http,
+        httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=tenancy), base_url="http://tenancy"
+        ) as behind,
     ):
         await bus.start()
-        site = Site(http, partial(_open_tenant, database_urls, bus, clock))
+        site = Site(http, gateway, behind)
         site.admin = await site.new_admin()
         yield site
         await bus.stop()
-
-
-async def _open_tenant(urls: DatabaseUrls, bus: LocalBus, clock: SystemClock) -> tuple[str, str]:
-    """Open a tenant; return its admin's address and invitation."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from libs.common.auth.principal import HEADER, Principal, PrincipalSigner, StaticKeys
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    app = build_tenancy(
-        TenancySettings(
-            database_url=urls.rw("tenancy"), engine_database_url=urls.engine("tenancy")
-        ),
-        LocalBus(urls.bus, clock),
-        clock,
-        keys=StaticKeys({"k": key.public_key()}),
-    )
-    platform = Principal(subject=uuid4(), tenant_id=uuid4(), platform_admin=True)
-    slug = f"plant-{uuid4().hex[:12]}"
-    email = f"boss@{slug}.example"
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://t") as http,
-    ):
-        opened = await http.post(
-            "/api/v1/tenants",
-            json={"slug": slug, "name": slug, "admin": {"email": email, "name": "Boss"}},
-            headers={HEADER: PrincipalSigner(key, "k").sign(platform, clock.now())},
-        )
-        assert opened.status_code == 201, opened.text
-    return email, opened.json()["admin"]["invitation"]["token"]
 
 
 async def test_an_admin_logs_in_and_invites_a_user_who_joins_and_logs_in(site: Site) -> None:
@@ -298,3 +294,93 @@ async def test_a_token_that_is_nobodys_reads_and_counts_like_one_that_is(site: S
     assert len({frozenset(answer.headers) for answer in refusals}) == 1
     again = [await site.accept("iioti_" + "x" * 43, "a guess, long enough") for _ in range(5)]
     assert [answer.status_code for answer in again] == [401] * 4 + [429]
+
+
+async def test_a_program_comes_in_with_a_key_until_that_is_revoked(site: Site) -> None:
+    admin = await site.headers(site.admin)
+    body = {"name": "directory", "scopes": ["users:read"]}
+    made = (await site.http.post("/api/v1/api-keys", json=body, headers=admin)).json()
+    program = {"x-api-key": made["key"]}
+    path = f"/api/v1/api-keys/{made['id']}"
+    assert (await site.http.get("/api/v1/users", headers=program)).status_code == 200
+    assert (await site.http.get("/api/v1/roles", headers=program)).status_code == 403
+    assert (await site.http.get(path, headers=program)).status_code == 403
+
+    # Its scopes count as they are now, and a new secret beside the old one.
+    wider = {"scopes": ["users:read", "roles:read"]}
+    assert (await site.http.patch(path, json=wider, headers=admin)).status_code == 200
+    rotated = await site.http.post(f"{path}/rotate", json={}, headers=admin)
+    for key in (made["key"], rotated.json()["key"]):
+
+        async def may_read_roles(key: str = key) -> bool:
+            answer = await site.http.get("/api/v1/roles", headers=bearer(key))
+            return answer.status_code == 200
+
+        await until(may_read_roles, "the wider scopes count", within_s=5)
+
+    assert (await site.http.delete(path, headers=admin)).status_code == 204
+
+    async def is_out() -> bool:
+        return (await site.http.get("/api/v1/users", headers=program)).status_code == 401
+
+    await until(is_out, "the revoked key is out", within_s=5)
+
+
+async def test_a_limit_by_plan_holds_for_the_users_and_the_keys_of_a_tenant_with_that_plan(
+    site: Site,
+) -> None:
+    admin = await site.headers(site.admin)
+    key = {"name": "directory", "scopes": ["roles:read"]}
+    made = (await site.http.post("/api/v1/api-keys", json=key, headers=admin)).json()
+    callers = {"user": admin, "key": {"x-api-key": made["key"]}}
+    plan = f"small-{uuid4().hex[:8]}"
+    limit = {"name": "small", "match": {"plan": plan, "path": "/api/v1/roles"}, "requests": 7}
+    set_ = await site.http.post("/api/v1/rate-limits", json=limit, headers=admin)
+    assert set_.status_code == 201, set_.text
+
+    async def small(headers: dict[str, str]) -> bool:
+        answer = await site.http.get("/api/v1/roles", headers=headers)
+        assert answer.status_code in {200, 429}, answer.text
+        return '"small";q=7' in answer.headers.get("ratelimit-policy", "")
+
+    for headers in callers.values():
+        assert not await small(headers), "it has another plan"
+    tenant = (await site.http.get("/api/v1/auth/me", headers=admin)).json()["tenant_id"]
+    await site.by_platform("POST", "/api/v1/plans", name=plan, quotas={})
+    await site.by_platform("PATCH", f"/api/v1/tenants/{tenant}", plan=plan)
+    for who, headers in callers.items():
+        await until(partial(small, headers), f"the limit of the plan holds for a {who}", within_s=5)
+        for _ in range(7):
+            last = await site.http.get("/api/v1/roles", headers=headers)
+        assert last.status_code == 429, who
+
+
+async def test_one_enters_another_tenant_of_ones_own_and_a_stranger_does_not(site: Site) -> None:
+    here, there = await site.headers(site.admin), await site.headers(await site.new_admin())
+    email = f"{uuid4().hex}@plant.example"
+    await site.accept((await site.invite(here, "viewer", email))["invitation"]["token"])
+    joined = await site.accept((await site.invite(there, "operator", email))["invitation"]["token"])
+    before = bearer(joined.json()["access_token"])
+    first, second = (await site.me(joined))["memberships"]
+
+    path = f"/api/v1/tenants/{first['tenant_id']}/switch"
+    switched = await site.http.post(path, json={}, headers=before)
+    me = await site.me(switched)
+    assert (me["tenant_id"], me["session_id"] != (await site.me(joined))["session_id"]) == (
+        first["tenant_id"],
+        True,
+    )
+    assert (await site.me(joined))["tenant_id"] == second["tenant_id"], "it goes on"
+    after = bearer(switched.json()["access_token"])
+    assert (await site.http.get(f"/api/v1/tenants/{first['tenant_id']}", headers=after)).is_success
+    elsewhere = f"/api/v1/tenants/{second['tenant_id']}"
+    assert (await site.http.get(elsewhere, headers=after)).status_code == 404
+
+    strange = [
+        await site.http.post(f"/api/v1/tenants/{tenant}/switch", json={}, headers=there)
+        for tenant in (first["tenant_id"], uuid4())
+    ]
+    assert [answer.status_code for answer in strange] == [403, 403]
+    told = [{**answer.json(), "request_id": None, "instance": None} for answer in strange]
+    assert told[0] == told[1], "nor hears whether there is such a tenant"
+    assert (await site.http.post(path, json={})).status_code == 401

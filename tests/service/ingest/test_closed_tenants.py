@@ -358,3 +358,22 @@ async def test_a_database_that_is_away_cuts_nobody(vigilant: World, world: World
         looks = count_looks(vigilant)
         await until(lambda: len(looks) >= 1, "it is looked again")
         assert device_id in vigilant.app.state.endpoint.by_device
+
+
+async def test_where_the_devices_of_a_removed_tenant_were_is_forgotten(
+    world: World, bus: LocalBus
+) -> None:
+    site = await world.http.post(
+        "/api/v1/device-groups", json={"name": "site"}, headers=world.headers
+    )
+    device = await world.http.post(
+        "/api/v1/devices",
+        json={"name": "press", "type": "press", "group_id": site.json()["id"]},
+        headers=world.headers,
+    )
+    assert device.status_code == 201, device.text
+    places = "SELECT FROM historian.device_places WHERE tenant_id = $1"
+    assert await world.query(places, world.tenant_id)
+    # The group goes before its devices, which are then noted to be elsewhere.
+    await hear(world, bus, deleted(world))
+    assert not await world.query(places, world.tenant_id)

@@ -60,7 +60,7 @@ class Line:
 
     async def run(self, connector: Connector, reception: Reception, report: Report) -> None:
         self.runs.append(connector)
-        await connector.reach.address_of(connector.settings.host, 1)
+        await connector.destinations.address_of(connector.settings.host, 1)
         if self.fails:
             raise self.fails.pop(0)
         self.open.append(connector)
@@ -335,7 +335,7 @@ async def test_an_address_that_is_not_allowed_is_not_connected_to(
     async with process(uuid4(), bus, connector_addresses=()) as world:
         connector_id = await created(world, settings={"host": "localhost"})
         failed = await until_state(world, connector_id, "failed")
-        assert "lets no connector connect" in str(failed["reason"])
+        assert "connects to nothing at" in str(failed["reason"])
         assert line.open == []
 
 

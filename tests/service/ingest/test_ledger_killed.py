@@ -129,6 +129,12 @@ async def test_a_writer_that_is_killed_at_any_moment_counts_all_of_it_once(
         )
         assert held == sum(counts[0] for counts in ledger.values())
         assert quarantined == sum(counts[2] for counts in ledger.values())
+        billed = await admin.fetchval(
+            "SELECT sum(amount) FROM ingest.usage WHERE tenant_id = $1"
+            " AND resource = 'points_per_day'",
+            tenant_id,
+        )
+        assert billed == held, "what a tenant is billed for is what is stored, to the point"
     finally:
         await admin.close()
 

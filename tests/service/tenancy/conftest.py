@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from libs.common.auth.principal import KeySource, Kind
 from libs.common.bus.local import LocalBus
 from libs.common.clock import SystemClock
+from libs.common.events.audit import AuditRecorded
+from libs.common.events.base import Event, to_message
 from services.tenancy.app import build
 from services.tenancy.settings import Settings
 from tests.database import DatabaseUrls, PrincipalHeaders
@@ -36,6 +38,7 @@ class World:
     """A running tenancy, and what it takes to look behind it."""
 
     app: FastAPI
+    bus: LocalBus
     http: httpx2.AsyncClient
     urls: DatabaseUrls
     principal_headers: PrincipalHeaders
@@ -114,12 +117,17 @@ class World:
             headers=self.gateway,
         )
 
+    async def publish(self, event: Event) -> None:
+        """Let another service say something."""
+        await self.bus.publish([to_message(event)])
+
     async def events(self, tenant_id: UUID) -> list[tuple[str, dict[str, Any]]]:
-        """Return what was said of a tenant: type and body, in order."""
+        """Return what was said of a tenant, but for its trail: type and body, in order."""
         rows = await self.query(
             "SELECT type, convert_from(body, 'UTF8') AS body FROM bus.log"
-            " WHERE tenant_id = $1 ORDER BY position",
+            " WHERE tenant_id = $1 AND type <> $2 ORDER BY position",
             tenant_id,
+            AuditRecorded.type,
         )
         return [(row["type"], json.loads(row["body"])) for row in rows]
 
@@ -155,5 +163,5 @@ async def world(
         await bus.start()
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://tenancy") as http:
-            yield World(app, http, database_urls, principal_headers)
+            yield World(app, bus, http, database_urls, principal_headers)
         await bus.stop()

@@ -35,17 +35,17 @@ def first_start(settings: Settings, password: str = PASSWORD) -> Settings:
     )
 
 
-async def start(settings: Settings, bus: LocalBus, keys: KeySource) -> None:
+async def start(settings: Settings, urls: DatabaseUrls, keys: KeySource) -> None:
     """Start a replica and stop it again."""
-    app = build(settings, bus, SystemClock(), keys=keys)
+    app = build(settings, LocalBus(urls.bus, SystemClock()), SystemClock(), keys=keys)
     async with app.router.lifespan_context(app):
         pass
 
 
 async def test_two_replicas_that_start_at_once_make_one_administrator(
-    admin: asyncpg.Connection, settings: Settings, bus: LocalBus, keys: KeySource
+    admin: asyncpg.Connection, settings: Settings, database_urls: DatabaseUrls, keys: KeySource
 ) -> None:
-    await asyncio.gather(*[start(first_start(settings), bus, keys) for _ in range(3)])
+    await asyncio.gather(*[start(first_start(settings), database_urls, keys) for _ in range(3)])
     [user] = await admin.fetch("SELECT * FROM tenancy.users")
     assert (user["email"], user["is_platform_admin"]) == (EMAIL, True)
     [tenant] = await admin.fetch("SELECT * FROM tenancy.tenants")
@@ -61,30 +61,31 @@ async def test_two_replicas_that_start_at_once_make_one_administrator(
     )
     assert [row["type"] for row in said] == [
         "tenant.created.v1",
+        "tenant.quotas_set.v1",
         "user.created.v1",
         "membership.changed.v1",
     ]
 
 
 async def test_a_later_start_changes_nothing_not_even_the_password(
-    admin: asyncpg.Connection, settings: Settings, bus: LocalBus, keys: KeySource
+    admin: asyncpg.Connection, settings: Settings, database_urls: DatabaseUrls, keys: KeySource
 ) -> None:
-    await start(first_start(settings), bus, keys)
+    await start(first_start(settings), database_urls, keys)
     before = await admin.fetch("SELECT * FROM tenancy.users")
-    await start(first_start(settings, "quite another password"), bus, keys)
+    await start(first_start(settings, "quite another password"), database_urls, keys)
     assert await admin.fetch("SELECT * FROM tenancy.users") == before
 
 
 async def test_without_a_first_admin_nobody_is_made(
-    admin: asyncpg.Connection, settings: Settings, bus: LocalBus, keys: KeySource
+    admin: asyncpg.Connection, settings: Settings, database_urls: DatabaseUrls, keys: KeySource
 ) -> None:
-    await start(settings, bus, keys)
+    await start(settings, database_urls, keys)
     assert await admin.fetchval("SELECT count(*) FROM tenancy.users") == 0
 
 
 async def test_a_first_password_that_is_too_short_stops_the_start(
-    admin: asyncpg.Connection, settings: Settings, bus: LocalBus, keys: KeySource
+    admin: asyncpg.Connection, settings: Settings, database_urls: DatabaseUrls, keys: KeySource
 ) -> None:
     with pytest.raises(Invalid, match="TENANCY_FIRST_ADMIN_PASSWORD"):
-        await start(first_start(settings, "short"), bus, keys)
+        await start(first_start(settings, "short"), database_urls, keys)
     assert await admin.fetchval("SELECT count(*) FROM tenancy.users") == 0

@@ -14,7 +14,7 @@ from services.tenancy.usecases import invitations
 from tests.service.tenancy.conftest import PASSWORD, Plant, World
 
 HERS = "a password of Mallory's own"
-THEIRS = "a password of the victim's own"
+THEIRS = "one that nobody else has chosen"
 
 
 @pytest.fixture

@@ -123,3 +123,29 @@ async def test_the_permissions_there_are_can_be_looked_up(world: World) -> None:
     listed = (await world.http.get("/api/v1/permissions", headers=plant.headers)).json()["items"]
     assert {"alerts:acknowledge", "devices:write", "audit:read"} <= {p["name"] for p in listed}
     assert all(p["description"] for p in listed)
+
+
+async def test_of_a_role_what_is_given_changes_and_the_rest_stays(world: World) -> None:
+    plant = await world.plant()
+    made = await make(world, plant, "night-shift", "alerts:*")
+    path = "/api/v1/roles/night-shift"
+    for change in ({"description": "At night"}, {"permissions": ["alerts:read"]}):
+        made |= change
+        changed = await world.http.patch(path, json=change, headers=plant.headers)
+        assert changed.json() == made
+    await make(world, plant, "keeper", "retention:write")
+    limited = world.principal_headers(plant.id, "roles:write", "alerts:read")
+    for name, change, status in (
+        ("night-shift", {"permissions": ["alerts:*"]}, 403),
+        # Also what it permits already counts.
+        ("keeper", {"description": "mine"}, 403),
+        ("never-was", {"description": "x"}, 404),
+        ("viewer", {"description": "x"}, 409),
+        ("night-shift", {"permissions": ["alerts:explode"]}, 422),
+    ):
+        answer = await world.http.patch(
+            f"/api/v1/roles/{name}",
+            json=change,
+            headers=limited if status == 403 else plant.headers,
+        )
+        assert answer.status_code == status, answer.text

@@ -23,13 +23,17 @@ async def test_a_new_tenants_admin_logs_in_once_the_invitation_is_accepted(world
             "tenant_id": str(plant.id),
             "tenant_slug": plant.slug,
             "tenant_name": plant.slug,
+            "tenant_plan": "unlimited",
             "name": "Boss",
             "roles": ["admin"],
             "permissions": ["*"],
+            "device_groups": None,
+            "second_factor_required": False,
         }
     ]
     assert [type_ for type_, _ in await world.events(plant.id)] == [
         "tenant.created.v1",
+        "tenant.quotas_set.v1",
         "user.created.v1",
         "membership.changed.v1",
     ]
@@ -106,9 +110,10 @@ async def test_a_tenant_is_removed_with_those_who_belong_to_no_other(world: Worl
     await world.add_user(plant, both)
     await world.add_user(other, both)
     path = f"/api/v1/tenants/{plant.id}"
-    assert (await world.http.delete(path, headers=world.platform)).status_code == 409
+    at_once = f"{path}?grace=PT0S"
+    assert (await world.http.delete(at_once, headers=world.platform)).status_code == 409
     await world.http.patch(path, json={"status": "suspended"}, headers=world.platform)
-    assert (await world.http.delete(path, headers=world.platform)).status_code == 204
+    assert (await world.http.delete(at_once, headers=world.platform)).status_code == 204
     assert (await world.http.get(path, headers=world.platform)).status_code == 404
     left = await world.query(
         "SELECT email FROM tenancy.users WHERE email = ANY($1)", [both, plant.admin_email]
@@ -123,7 +128,7 @@ async def test_that_a_tenant_was_removed_is_said_again_a_day_later_once(world: W
     plant, there = await world.plant(), await world.plant()
     path = f"/api/v1/tenants/{plant.id}"
     await world.http.patch(path, json={"status": "suspended"}, headers=world.platform)
-    await world.http.delete(path, headers=world.platform)
+    await world.http.delete(path, params={"grace": "PT0S"}, headers=world.platform)
     # A request that was under way when the tenant went.
     await world.query(
         "INSERT INTO tenancy.idempotency_keys (tenant_id, key, request) VALUES ($1, '', '')",

@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx2
 import pytest
 
 from tests.service.tenancy.conftest import PASSWORD, World
@@ -238,3 +239,92 @@ async def test_a_viewer_neither_sees_nor_changes_users(world: World) -> None:
     viewer = world.principal_headers(plant.id, "devices:read", "roles:read")
     assert (await world.http.get("/api/v1/users", headers=viewer)).status_code == 403
     assert (await world.http.get("/api/v1/users")).status_code == 401
+
+
+async def test_roles_are_given_and_taken_one_by_one(world: World) -> None:
+    plant = await world.plant()
+    ann = await world.add_user(plant, f"ann@{plant.slug}.example")
+    path = f"/api/v1/users/{ann['id']}/roles"
+
+    async def give(*roles: str) -> httpx2.Response:
+        return await world.http.post(path, json={"roles": roles}, headers=plant.headers)
+
+    async def take(role: str) -> int:
+        answer = await world.http.delete(f"{path}/{role}", headers=plant.headers)
+        return answer.status_code
+
+    assert (await give("auditor", "operator")).json()["roles"] == ["auditor", "operator"]
+    version = (await give("viewer")).json()["version"]
+    # What changes nothing is said to nobody.
+    assert (await give("viewer")).json()["version"] == version
+    assert (await give("never-was")).status_code == 422
+    assert await take("operator") == 204
+    assert await take("operator") == 404
+    assert await take("auditor") == 204
+    assert await take("viewer") == 409
+    said = [e["roles"] for t, e in await world.events(plant.id) if t == "membership.changed.v1"]
+    assert said[-4:] == [
+        ["auditor", "operator"],
+        ["auditor", "operator", "viewer"],
+        ["auditor", "viewer"],
+        ["viewer"],
+    ]
+    # Nobody gives, or takes, what is beyond them; the last admin stays one.
+    keeper = world.principal_headers(plant.id, "users:write", "alerts:read")
+    given = await world.http.post(path, json={"roles": ["developer"]}, headers=keeper)
+    assert given.status_code == 403
+    boss = (await world.users(plant))[plant.admin_email]
+    more = await world.http.post(
+        f"/api/v1/users/{boss['id']}/roles", json={"roles": ["viewer"]}, headers=plant.headers
+    )
+    assert more.status_code == 200
+    last = await world.http.delete(f"/api/v1/users/{boss['id']}/roles/admin", headers=plant.headers)
+    assert last.status_code == 409
+
+
+async def test_what_a_tenant_says_of_a_user_is_said_anew_as_a_whole(world: World) -> None:
+    plant = await world.plant()
+    ann = await world.add_user(plant, f"ann@{plant.slug}.example")
+    path = f"/api/v1/users/{ann['id']}"
+    whole = {"name": "Ann B.", "roles": ["viewer"], "status": "disabled"}
+    seen = {**plant.headers, "if-match": str(ann["version"])}
+    put = await world.http.put(path, json=whole, headers=seen)
+    assert put.status_code == 200, put.text
+    assert {k: put.json()[k] for k in whole} == whole
+    assert (await world.http.put(path, json=whole, headers=seen)).status_code == 412
+    for missing in whole:
+        part = {k: v for k, v in whole.items() if k != missing}
+        assert (await world.http.put(path, json=part, headers=plant.headers)).status_code == 422
+    boss = (await world.users(plant))[plant.admin_email]
+    demoted = {"name": "Boss", "roles": ["viewer"], "status": "active"}
+    last = await world.http.put(f"/api/v1/users/{boss['id']}", json=demoted, headers=plant.headers)
+    assert last.status_code == 409
+
+
+async def test_users_are_found_by_name_address_role_and_status(world: World) -> None:
+    plant = await world.plant()
+    ann = await world.add_user(plant, f"a_1@{plant.slug}.example", name="Ann 100%")
+    ben = await world.add_user(plant, f"ax1@{plant.slug}.example", name="Ben", roles=["viewer"])
+    await world.http.patch(
+        f"/api/v1/users/{ben['id']}", json={"status": "disabled"}, headers=plant.headers
+    )
+    await world.invite(plant, f"cy@{plant.slug}.example", name="Cy")
+
+    async def found(**wanted: str) -> list[str]:
+        answer = await world.http.get("/api/v1/users", params=wanted, headers=plant.headers)
+        assert answer.status_code == 200, answer.text
+        return [user["name"] for user in answer.json()["items"]]
+
+    assert await found(q="ANN") == ["Ann 100%"]
+    assert await found(q="0%") == ["Ann 100%"]
+    # No character is a wildcard.
+    assert await found(q="a_1@") == ["Ann 100%"]
+    assert await found(q="%") == ["Ann 100%"]
+    assert await found(role="operator") == ["Ann 100%", "Cy"]
+    assert await found(role="operator", status="invited") == ["Cy"]
+    assert await found(status="disabled") == ["Ben"]
+    assert await found(q="nobody") == []
+    page = {"limit": "1", "role": "operator"}
+    first = (await world.http.get("/api/v1/users", params=page, headers=plant.headers)).json()
+    assert [user["id"] for user in first["items"]] == [ann["id"]]
+    assert await found(**page, cursor=first["next_cursor"]) == ["Cy"]

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common.errors import Invalid
+from libs.common.mail import MailServer
 from libs.common.severity import Severity
-from services.alerting.adapters.email import MailServer, compose, render, subject_of
+from services.alerting.adapters.email import compose, render, subject_of
 from services.alerting.domain.notice import Notice, NoticeKind
 from tests.notices import a_notice
 

@@ -9,8 +9,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from libs.common.outbound import Address
 from services.alerting.adapters.names import TenantNames
-from services.alerting.adapters.ssrf import Address
 from tests.waiting import until
 
 PUBLIC = IPv4Address("93.184.216.34")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from libs.common.errors import Invalid
-from services.alerting.adapters.ssrf import Reply
+from libs.common.outbound import Reply
 from services.alerting.adapters.webhook import (
     check_secret,
     encode_notice,

@@ -80,6 +80,6 @@ def test_a_route_lists_its_kinds_once_per_status() -> None:
     listed = problems(NotFound, Conflict, AlreadyClosed)
     assert set(listed) == {404, 409}
     assert listed[409]["description"] == "Conflict / Already closed"
-    assert listed[404]["content"] == {
-        MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}
-    }
+    shown = listed[404]["content"][MEDIA_TYPE]
+    assert shown["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert shown["examples"]["NotFound"]["value"]["type"] == "urn:iiot:problem:not-found"

@@ -42,8 +42,14 @@ def test_an_auditor_reads_everything_and_changes_nothing() -> None:
     assert allowed("auditor") == READS
 
 
-def test_a_viewer_reads_all_but_the_audit_trail_and_the_users() -> None:
-    assert allowed("viewer") == READS - {"audit:read", "users:read"}
+def test_a_viewer_reads_how_the_plant_runs_and_not_how_it_is_administered() -> None:
+    assert allowed("viewer") == READS - {
+        "audit:read",
+        "users:read",
+        "api_keys:read",
+        "rate_limits:read",
+        "identity_providers:read",
+    }
 
 
 def test_an_operator_answers_alerts_and_sends_commands() -> None:
@@ -58,7 +64,7 @@ def test_an_operator_answers_alerts_and_sends_commands() -> None:
 def test_a_developer_builds_but_governs_nobody() -> None:
     developer = allowed("developer")
     assert developer > allowed("viewer")
-    for resource in ("devices", "telemetry", "rules", "analytics", "ml"):
+    for resource in ("devices", "telemetry", "rules", "ml"):
         assert f"{resource}:write" in developer
     for resource in ("users", "roles", "tenants", "audit", "retention"):
         assert not {p for p in developer if p.startswith(f"{resource}:")} - READS

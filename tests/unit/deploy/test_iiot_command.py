@@ -4,6 +4,10 @@ import os
 import subprocess
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from deploy.cli.main import app
+
 COMMAND = Path(__file__).parents[3] / "deploy" / "iiot"
 
 
@@ -23,3 +27,11 @@ def test_it_runs_from_any_folder_and_through_a_link(tmp_path: Path) -> None:
     assert "Usage: iiot" in answer.stdout
     for command in ("simulate", "migrate", "settings", "dead-letters"):
         assert command in answer.stdout
+
+
+def test_a_tenants_life_has_a_command_for_each_step() -> None:
+    answer = CliRunner().invoke(app, ["tenants", "--help"])
+    assert answer.exit_code == 0
+    for command in ("create", "list", "show", "usage", "suspend", "resume", "delete"):
+        assert command in answer.stdout
+        assert CliRunner().invoke(app, ["tenants", command, "--help"]).exit_code == 0

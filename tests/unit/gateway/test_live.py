@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -14,10 +14,12 @@ from libs.common.events.ingest import TelemetryReceived
 from services.gateway.domain.live import AlertUpdate, DeviceUpdate, Kind, Wish, narrowed
 from services.gateway.store.lookups import Series
 from services.gateway.usecases.live import BYTES_WAITING, TRY_LATER, Connection, Live, Most
+from services.gateway.usecases.places import Places
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 ALL = frozenset(Kind)
 PUMP, PRESS = uuid4(), uuid4()
+SITE, LINE, ELSEWHERE = uuid4(), uuid4(), uuid4()
 MANY = Most(1_000, 1_000, 1_000)
 
 
@@ -27,11 +29,17 @@ class Historian:
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
         self.asked: list[list[int]] = []
+        self.places = {PUMP: frozenset({SITE, LINE}), PRESS: frozenset({ELSEWHERE})}
 
     async def describe_series(self, ids: Sequence[int]) -> list[Series]:
         self.asked.append(list(ids))
         devices = {1: PUMP, 2: PRESS}
         return [Series(i, self.tenant_id, devices[i], "temp", 0) for i in ids if i in devices]
+
+    async def places_of(
+        self, tenant_id: UUID, device_ids: Collection[UUID]
+    ) -> dict[UUID, frozenset[UUID]]:
+        return {device: self.places[device] for device in device_ids if device in self.places}
 
 
 def a_batch(*series: int) -> Message:
@@ -47,8 +55,10 @@ def a_batch(*series: int) -> Message:
     ).to_message()
 
 
-def a_connection(tenant_id: UUID, allowed: frozenset[Kind] = ALL) -> Connection:
-    return Connection(tenant_id, uuid4(), uuid4(), allowed)
+def a_connection(
+    tenant_id: UUID, allowed: frozenset[Kind] = ALL, reach: frozenset[UUID] | None = None
+) -> Connection:
+    return Connection(tenant_id, uuid4(), uuid4(), allowed, reach)
 
 
 async def test_while_nobody_is_connected_nothing_is_even_decoded() -> None:
@@ -79,8 +89,8 @@ async def test_each_hears_the_devices_and_kinds_they_asked_for() -> None:
     live.subscribe(press, narrowed(Wish(devices=[PRESS]), ALL))
     live.subscribe(alerts, narrowed(Wish(types=[Kind.ALERT]), ALL))
     await live.hear_telemetry([a_batch(1)])
-    live.tell(tenant, DeviceUpdate("updated", PRESS, NOW, {}))
-    live.tell(tenant, AlertUpdate("opened", uuid4(), None, NOW, {}))
+    await live.tell(tenant, DeviceUpdate("updated", PRESS, NOW, {}))
+    await live.tell(tenant, AlertUpdate("opened", uuid4(), None, NOW, {}))
     assert json.loads(await pump.next())["type"] == "telemetry_update"
     assert json.loads(await press.next())["type"] == "device_update"
     assert json.loads(await alerts.next())["type"] == "alert"
@@ -91,7 +101,7 @@ async def test_each_hears_the_devices_and_kinds_they_asked_for() -> None:
 async def heard_devices(live: Live, connection: Connection, *batch: int) -> list[str]:
     """Return whose points the connection is sent of a batch; an update marks the batch's end."""
     await live.hear_telemetry([a_batch(*batch)])
-    live.tell(connection.tenant_id, AlertUpdate("opened", uuid4(), None, NOW, {}))
+    await live.tell(connection.tenant_id, AlertUpdate("opened", uuid4(), None, NOW, {}))
     frame = json.loads(await connection.next())
     if frame["type"] != "telemetry_update":
         return []
@@ -146,7 +156,7 @@ async def test_of_another_tenant_nothing_is_heard() -> None:
     stranger = a_connection(uuid4())
     live.join(stranger)
     await live.hear_telemetry([a_batch(1), a_batch(1)])
-    live.tell(tenant, DeviceUpdate("updated", PUMP, NOW, {}))
+    await live.tell(tenant, DeviceUpdate("updated", PUMP, NOW, {}))
     assert live.sent == 0
 
 
@@ -157,7 +167,7 @@ async def test_one_who_does_not_keep_up_is_cut() -> None:
     live.join(slow)
     update = DeviceUpdate("updated", PUMP, NOW, {"note": "x" * (BYTES_WAITING // 4)})
     for _ in range(6):
-        live.tell(tenant, update)
+        await live.tell(tenant, update)
     assert slow.closed.result()[0] == TRY_LATER
 
 
@@ -205,3 +215,62 @@ async def test_when_updates_were_missed_all_connect_again() -> None:
         live.join(connection)
     live.close_interrupted()
     assert [connection.closed.result()[0] for connection in connections] == [TRY_LATER] * 2
+
+
+async def test_who_is_limited_to_groups_hears_of_their_devices_alone() -> None:
+    tenant = uuid4()
+    historian = Historian(tenant)
+    live = Live(historian, MANY)
+    everywhere = a_connection(tenant)
+    on_site = a_connection(tenant, reach=frozenset({SITE}))
+    nowhere = a_connection(tenant, reach=frozenset())
+    for connection in (everywhere, on_site, nowhere):
+        live.join(connection)
+
+    async def heard(connection: Connection) -> list[str]:
+        frames = []
+        while connection._frames.qsize():
+            frame = json.loads(await connection.next())
+            frames += [p["device_id"] for p in frame.get("points", [])] or [frame["device_id"]]
+        return frames
+
+    async def happens() -> None:
+        await live.hear_telemetry([a_batch(1, 2)])
+        for device in (PUMP, PRESS):
+            await live.tell(tenant, DeviceUpdate("updated", device, NOW, {}))
+        await live.tell(tenant, AlertUpdate("opened", uuid4(), None, NOW, {}))
+
+    pump, press = str(PUMP), str(PRESS)
+    await happens()
+    assert await heard(everywhere) == [pump, press, pump, press, None]
+    assert await heard(on_site) == [pump, pump]
+    assert await heard(nowhere) == []
+
+    # The pump goes, the press comes; from a missed word on, nothing old is believed.
+    historian.places = {PUMP: frozenset({ELSEWHERE}), PRESS: frozenset({SITE})}
+    live.move(tenant, [PUMP, PRESS])
+    await happens()
+    assert await heard(on_site) == [press, press]
+    historian.places = {}
+    live.close_interrupted()
+    assert on_site.closed.done()
+    await happens()
+    assert await heard(on_site) == []
+
+
+async def test_a_place_that_changes_while_it_is_looked_up_is_looked_up_again() -> None:
+    tenant = uuid4()
+    historian = Historian(tenant)
+    places = Places(historian)
+    ask = historian.places_of
+
+    async def slowly(tenant_id: UUID, device_ids: Collection[UUID]) -> dict[UUID, frozenset[UUID]]:
+        found = await ask(tenant_id, device_ids)
+        if PUMP in historian.places:
+            del historian.places[PUMP]
+            places.moved(tenant, [PUMP])
+        return found
+
+    historian.places_of = slowly  # type: ignore[method-assign]  # as if another moved it meanwhile
+    await places.learn(tenant, [PUMP])
+    assert places.of(tenant, PUMP) == frozenset()

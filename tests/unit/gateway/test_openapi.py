@@ -3,6 +3,7 @@
 from typing import Any
 
 from services.gateway.domain.openapi import Document, merge
+from services.gateway.domain.tags import TAGS
 
 
 def a_document(path: str, schemas: dict[str, Any], operation_id: str = "get") -> Document:
@@ -50,6 +51,15 @@ def test_what_differs_gets_the_services_name_from_the_second_on() -> None:
     assert document["paths"]["/api/v1/b"]["get"]["operationId"] == "b_get"
 
 
+def test_what_is_renamed_is_called_so_by_generators_too() -> None:
+    document = merged(
+        a=a_document("/api/v1/a", {"State": {"title": "State", "enum": ["on"]}}),
+        b=a_document("/api/v1/b", {"State": {"title": "State", "enum": ["open"]}}),
+    )
+    titles = {n: s["title"] for n, s in document["components"]["schemas"].items()}
+    assert titles == {"State": "State", "BState": "BState"}
+
+
 def test_what_refers_to_something_renamed_is_another_thing_too() -> None:
     page = {"properties": {"item": {"$ref": "#/components/schemas/Item"}}}
     document = merged(
@@ -74,10 +84,10 @@ def test_an_operation_is_summed_up_by_the_first_words_of_its_description() -> No
     source = a_document("/api/v1/a", {"Page": {"type": "object"}})
     operation = source["paths"]["/api/v1/a"]["get"]
     operation["summary"] = "Get"
-    operation["description"] = "Return what there is,\nall of it.\n\nNewest first.\n"
+    operation["description"] = "Return what there is,\nall of it. At once.\n\nNewest first.\n"
     shown = merged(a=source)["paths"]["/api/v1/a"]["get"]
     assert shown["summary"] == "Return what there is, all of it"
-    assert shown["description"] == "Newest first."
+    assert shown["description"] == "At once.\n\nNewest first."
     operation["description"] = "Return it."
     shown = merged(a=source)["paths"]["/api/v1/a"]["get"]
     assert (shown["summary"], "description" in shown) == ("Return it", False)
@@ -92,3 +102,13 @@ def test_which_operation_keeps_its_name_does_not_change_from_run_to_run() -> Non
     ids = {m: o["operationId"] for m, o in document["paths"]["/api/v1/a"].items()}
     assert ids.pop("get") == "same"
     assert set(ids.values()) == {"a_same"}
+
+
+def test_tags_stand_in_the_order_in_which_one_learns_the_api() -> None:
+    document = merged(
+        a=a_document("/api/v1/a", {"A": {"type": "object"}}),
+        alerts=a_document("/api/v1/b", {"B": {"type": "object"}}, "b"),
+        auth=a_document("/api/v1/c", {"C": {"type": "object"}}, "c"),
+    )
+    assert [tag["name"] for tag in document["tags"]] == ["auth", "alerts", "a"]
+    assert document["tags"][0]["description"] == TAGS["auth"]

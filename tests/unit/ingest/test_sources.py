@@ -14,6 +14,7 @@ from libs.common.clock import SystemClock
 from libs.common.db.transactions import Transactions
 from libs.common.errors import Unauthenticated, Unavailable
 from libs.common.historian.point import Kind
+from libs.common.quotas.terms import UNLIMITED, Resource, Terms
 from services.ingest.domain.credential import CredentialKind, Proof
 from services.ingest.domain.device import Series, Source
 from services.ingest.domain.profile import Profile
@@ -268,6 +269,13 @@ async def log_in(sources: Sources, tokens: FakeTokens) -> Source:
     return await sources.login(token)
 
 
+class FakeQuotas:
+    """The quotas of a tenant of whose plan nothing was ever said."""
+
+    async def of(self, resource: Resource) -> Terms:
+        return UNLIMITED
+
+
 @dataclass(slots=True)
 class FakeStore:
     """The registry of one device, in a transaction that goes on as long as the gate is shut."""
@@ -277,6 +285,7 @@ class FakeStore:
     begun: int = 0
     most_open: int = 0
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    quotas: FakeQuotas = field(default_factory=FakeQuotas)
 
     @property
     def devices(self) -> "FakeStore":

@@ -16,7 +16,9 @@ def a_membership(
     roles: tuple[str, ...] = ("viewer",),
     own_roles: dict[str, tuple[str, ...]] | None = None,
 ) -> Membership:
-    return Membership(UUID(int=1), "acme", "Acme", tenant, "Ann", status, roles, own_roles or {})
+    return Membership(
+        UUID(int=1), "acme", "Acme", tenant, "standard", "Ann", status, roles, own_roles or {}
+    )
 
 
 def an_account(*memberships: Membership, suspended: bool = False) -> Account:
@@ -24,6 +26,7 @@ def an_account(*memberships: Membership, suspended: bool = False) -> Account:
         user_id=UUID(int=2),
         email="ann@acme.example",
         is_platform_admin=False,
+        is_verified=True,
         is_suspended=suspended,
         memberships=memberships,
     )

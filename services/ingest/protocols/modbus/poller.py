@@ -179,7 +179,7 @@ class Poller:
 
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
         settings = self._settings
-        address = await self._connector.reach.address_of(settings.host, settings.port)
+        address = await self._connector.destinations.address_of(settings.host, settings.port)
         client = AsyncModbusTcpClient(
             address,
             port=settings.port,

@@ -60,7 +60,7 @@ async def connected(
     settings: OpcUaSettings = connector.settings
     parts = urlsplit(settings.endpoint)
     host, port = parts.hostname or "", parts.port or 4840
-    address = await connector.reach.address_of(host, port)
+    address = await connector.destinations.address_of(host, port)
     client = _Client(settings.endpoint, address, port)
     if settings.username is not None:
         client.set_user(settings.username)

@@ -12,9 +12,9 @@ from asyncua.client.ua_client import UASocketProtocol
 from asyncua.common.utils import Buffer
 from asyncua.ua.ua_binary import struct_to_binary
 
+from libs.common.destinations import Destinations
 from services.ingest.protocols.opcua.site import OpcUaSettings
 from services.ingest.usecases.connectors import Connector
-from services.ingest.usecases.reach import Reach
 from services.ingest.usecases.reception import Reception
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -77,7 +77,7 @@ def a_connector(memory: Memory | None = None, **settings: Any) -> Connector:
         secrets={},
         version=1,
         devices=cast(Any, None),
-        reach=Reach(),
+        destinations=Destinations(),
         memory=dict(memory or {}),
         remember=(Memory() if memory is None else memory).keep,
     )
