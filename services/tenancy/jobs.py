@@ -104,7 +104,7 @@ async def settle_requests(
             now = clock.now()
             try:
                 await _settle(transactions, accounts, request, clock)
-            except Exception:
+            except Exception:  # logged, and looked at again: the others must not wait for it
                 log.exception("could not settle a request", kind=request.kind)
                 if now < request.requested_at + REQUEST_TRIED_FOR:
                     continue

@@ -116,7 +116,7 @@ def credential_id_of(credential: Credential) -> bytes:
     """Return which passkey an answer says it is of. Raises Unauthenticated."""
     try:
         return base64url_to_bytes(credential["rawId"])
-    except Exception as error:
+    except Exception as error:  # as above
         raise _refusal() from error
 
 
@@ -140,7 +140,7 @@ def check_used(
             credential_current_sign_count=0,
             require_user_verification=knows_owner,
         )
-    except Exception as error:
+    except Exception as error:  # as above
         raise _refusal() from error
     return used.new_sign_count
 
